@@ -1,0 +1,90 @@
+"""Batched Hutchinson trace estimation of any map, with its standard error."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ofa_kernels.probes import probe_signs
+from ofa_kernels.reference import accumulation_dtype
+
+METHODS = ("jvp", "fd")
+
+
+@dataclass(frozen=True)
+class TraceEstimate:
+    """A trace per row from N probes.
+
+    Attributes:
+        value: [rows], the mean over probes.
+        stderr: [rows], the standard error of that mean; NaN for a single probe, which can't tell.
+        per_probe: [n_probes, rows].
+    """
+
+    value: Tensor
+    stderr: Tensor
+    per_probe: Tensor
+
+    @classmethod
+    def from_probes(cls, per_probe: Tensor) -> "TraceEstimate":
+        """Mean and standard error of [n_probes, rows]."""
+        n = per_probe.shape[0]
+        if n > 1:
+            stderr = per_probe.detach().std(0) / n**0.5
+        else:
+            stderr = torch.full_like(per_probe[0], float("nan"))
+        return cls(per_probe.mean(0), stderr, per_probe)
+
+
+def hutchinson_trace(
+    fn: Callable[[Tensor], Tensor],
+    z: Tensor,
+    preconditioner: Tensor,
+    n_probes: int,
+    seed: int,
+    method: str = "jvp",
+    fd_eps: float = 1e-3,
+    example_ids: Tensor | None = None,
+    layer: int = 0,
+) -> TraceEstimate:
+    """+tr(J_fn(z) diag(preconditioner)) per row, by Rademacher probes (Hutchinson 1990).
+
+    OFA's sharpness H is its negative. E[νᵀ J P ν] = tr(J P) for E[ννᵀ] = I. One vectorised pass serves all probes. Differentiable in z, the
+    preconditioner and whatever `fn` closes over.
+
+    Args:
+        fn: maps [rows, D] to [rows, D], each row by itself; must allow `torch.func.vmap` and, for `"jvp"`,
+            forward AD.
+        z: [rows, D], where to take the Jacobian.
+        preconditioner: [rows, D] or [D], the diagonal of P.
+        n_probes: how many, at least 1.
+        seed: 0 to 2^64 - 1.
+        method: `"jvp"`, exact directional derivatives; `"fd"`, the one-sided difference
+            (fn(z + h Pν) - fn(z)) / h, which loses half the digits or more.
+        fd_eps: h of `"fd"`.
+        example_ids: [rows] integers that select the probes; default 0, 1, 2, …
+        layer: the layer's number in the probe counter.
+
+    Returns:
+        A `TraceEstimate`: `.value` [rows], `.stderr` [rows], `.per_probe` [n_probes, rows].
+
+    Raises:
+        ValueError: shapes, `method`, `n_probes` or the seed don't fit.
+    """
+    if z.dim() != 2:
+        raise ValueError(f"hutchinson_trace: z must be [rows, D], got {tuple(z.shape)}")
+    if method not in METHODS:
+        raise ValueError(f"hutchinson_trace: method must be one of {METHODS}, got {method!r}")
+    signs = probe_signs(z, seed, n_probes, example_ids, layer)  # [N, rows, D]
+    directions = (preconditioner * signs).to(z.dtype)
+    if method == "jvp":
+        products = torch.func.vmap(lambda v: torch.func.jvp(fn, (z,), (v,))[1])(directions)
+    else:
+        products = (torch.func.vmap(fn)(z + fd_eps * directions) - fn(z)) / fd_eps
+    if products.shape != directions.shape:
+        raise ValueError(
+            f"hutchinson_trace: fn must keep z's shape {tuple(z.shape)}, got {tuple(products.shape[1:])}"
+        )
+    acc = accumulation_dtype(z)
+    return TraceEstimate.from_probes((signs.to(acc) * products.to(acc)).sum(-1))

@@ -1,0 +1,1 @@
+"""Triton kernels; import `launch` only where Triton is installed."""
