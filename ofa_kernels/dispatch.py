@@ -41,7 +41,7 @@ def _triton_refuses(x: Tensor) -> str | None:
     if reason := _triton_missing():
         return reason
     if not x.is_cuda and not _interpreting():
-        return f"Triton compiles for GPUs only, and the tensor is on {x.device.type} (TRITON_INTERPRET=1 interprets)"
+        return f"the tensor is on {x.device.type}; Triton needs a GPU (or TRITON_INTERPRET=1, for tests)"
     if x.dtype not in KERNEL_DTYPES:
         return f"no kernel for {x.dtype}"
     if x.shape[-1] > MAX_COLUMNS:

@@ -50,8 +50,8 @@ def hutchinson_trace(
 ) -> TraceEstimate:
     """+tr(J_fn(z) diag(preconditioner)) per row, by Rademacher probes (Hutchinson 1990).
 
-    OFA's sharpness H is its negative. E[νᵀ J P ν] = tr(J P) for E[ννᵀ] = I. One vectorised pass serves all probes. Differentiable in z, the
-    preconditioner and whatever `fn` closes over.
+    E[νᵀ J P ν] = tr(J P) for E[ννᵀ] = I; OFA's sharpness H is its negative. One vectorised pass serves
+    all probes. Differentiable in z, the preconditioner and whatever `fn` closes over.
 
     Args:
         fn: maps [rows, D] to [rows, D], each row by itself; must allow `torch.func.vmap` and, for `"jvp"`,
