@@ -1,0 +1,140 @@
+"""Adapters in PEFT's LN-tuning format: the full γ of every norm."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from peft import LNTuningConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ofa.models import source_of
+from ofa.patch import PatchReport, causal_lm, family_of, named_norms, patch_model
+
+PEFT_CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+OFA_CONFIG = "ofa_config.json"
+
+
+def _tensor_name(norm: str) -> str:
+    return f"base_model.model.model.{norm}.ln_tuning_layers.weight"
+
+
+def save_adapter(model: nn.Module, path: str | os.PathLike, metadata: dict | None = None) -> None:
+    """Write a model's γ so that `load_adapter` and every PEFT tool can load it.
+
+    `adapter_config.json` and `adapter_model.safetensors` are PEFT's (LN_TUNING, γ in the type it was trained
+    in); `ofa_config.json` holds the base model's source and SHA-256 and `metadata`. Files are replaced one
+    by one, each complete.
+
+    Args:
+        model: a model of a supported family, adapted.
+        path: the adapter's folder; made where missing.
+        metadata: JSON values for `ofa_config.json`.
+
+    Raises:
+        ValueError: a γ is NaN or infinite (nothing is written), or the family is not supported.
+    """
+    tensors = {}
+    for name, _, module in named_norms(model):
+        weight = module.weight.detach().cpu().contiguous()
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"γ of {name} holds NaN or infinite values; nothing was written")
+        tensors[_tensor_name(name)] = weight
+    family, lm = family_of(model), causal_lm(model)
+    config = LNTuningConfig(
+        task_type="CAUSAL_LM",
+        target_modules=[family.before_attention, family.before_mlp, family.final],
+        inference_mode=True,
+        base_model_name_or_path=lm.name_or_path,
+    )
+    record = {"model": {**asdict(source_of(lm)), "dtype": str(lm.dtype).removeprefix("torch.")}}
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path) as folder:
+        config.save_pretrained(folder)
+        save_file(tensors, Path(folder) / WEIGHTS, metadata={"format": "pt"})
+        (Path(folder) / OFA_CONFIG).write_text(json.dumps({**record, **(metadata or {})}, indent=2))
+        for name in (WEIGHTS, OFA_CONFIG, PEFT_CONFIG):
+            os.replace(Path(folder) / name, path / name)
+
+
+def read_config(path: str | os.PathLike, name: str = OFA_CONFIG) -> dict:
+    """One of an adapter's JSON files.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    file = Path(path) / name
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is no adapter folder: {name} is missing")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+
+
+def load_adapter(model: nn.Module, path: str | os.PathLike) -> PatchReport:
+    """Put an adapter's γ into a model, which is patched first if it isn't.
+
+    Args:
+        model: the base model, of a supported family.
+        path: a folder in PEFT's LN-tuning format, written by `save_adapter` or by PEFT.
+
+    Returns:
+        The model's `PatchReport`; its `undo()` takes the adapter out again.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the adapter is of another kind, is damaged, or doesn't fit the model (the tensor is
+            named); the model is then unchanged.
+    """
+    path = Path(path)
+    config = read_config(path, PEFT_CONFIG)
+    if config.get("peft_type") != "LN_TUNING":
+        raise ValueError(f"{path} holds a {config.get('peft_type')} adapter; only LN_TUNING can be loaded")
+    weights = _read_weights(path, config, {n: module.weight for n, _, module in named_norms(model)})
+    report = patch_model(model)
+    with torch.no_grad():
+        for norm in report.norms:
+            if norm.name in weights:
+                norm.module.weight.copy_(weights[norm.name])
+    return report
+
+
+def _read_weights(path: Path, config: dict, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Checked γ by the norms' names."""
+    if not (path / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{path}: {WEIGHTS} is missing")
+    try:
+        tensors = load_file(path / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{path / WEIGHTS} is damaged ({error}); save or copy it again") from None
+    names = {_tensor_name(name): name for name in expected}
+    weights = {}
+    for tensor_name, tensor in tensors.items():
+        name = names.get(tensor_name)
+        if name is None:
+            raise ValueError(
+                f"{path}: the model has no place for the tensor {tensor_name}; wrong base model?"
+            )
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{path}: {tensor_name} has shape {tuple(tensor.shape)}, and the model needs "
+                f"{tuple(expected[name].shape)}; wrong base model?"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {tensor_name} holds NaN or infinite values")
+        weights[name] = tensor
+    targets = config.get("target_modules")
+    # PEFT may have tuned some of the norms only, and says so in a list
+    targets = set(targets) if isinstance(targets, list) else {name.rpartition(".")[2] for name in expected}
+    for name in expected:
+        if name.rpartition(".")[2] in targets and name not in weights:
+            raise ValueError(f"{path}: the tensor {_tensor_name(name)} is missing; wrong base model?")
+    return weights

@@ -1,0 +1,236 @@
+"""The command line: ofa demo | adapt | predict | info."""
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Adapt a frozen language model to a few labelled texts by training its norm weights only.",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+
+
+class Dtype(str, Enum):
+    """Number types a model can be loaded in."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+@contextmanager
+def _plain_errors():
+    """What a user did or lacks ends in one line, not in a traceback."""
+    from ofa.download import SourceError
+    from ofa.trainer import NonFiniteError
+
+    try:
+        yield
+    except (ValueError, FileNotFoundError, SourceError, NonFiniteError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _dtype(choice: Dtype):
+    import torch
+
+    return None if choice is Dtype.auto else getattr(torch, choice.value)
+
+
+@app.command(epilog="Example: [bold]ofa demo --out adapters/tweets[/]")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the adapter and results.jsonl.")] = Path(
+        "adapters/tweets"
+    ),
+    model: Annotated[str, typer.Option(help="A name, a folder or a hub id.")] = "smollm2-135m-instruct",
+) -> None:
+    """Get a model and 4,200 tweets, learn from 5 per class, and compare four methods on 500 others."""
+    with _plain_errors():
+        from ofa.demo import run_demo
+
+        run_demo(out, model)
+
+
+@app.command(
+    epilog="Example: [bold]ofa adapt reviews.csv --template 'Review: {text}\\nLabel:' --out my-adapter[/]"
+)
+def adapt(
+    data: Annotated[
+        str, typer.Argument(help="A .jsonl, .csv or .tsv file of text,label, or a datasets name.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("adapters/adapter"),
+    model: Annotated[str, typer.Option(help="A name, a folder or a hub id.")] = "smollm2-135m-instruct",
+    template: Annotated[
+        str, typer.Option(help="Holds {text} once and ends before the label; \\n is a new line.")
+    ] = "Text: {text}\\nLabel:",
+    label_words: Annotated[
+        str, typer.Option(help="Comma-separated words in label order; needed where labels are numbers.")
+    ] = "",
+    shots: Annotated[int, typer.Option(min=1, help="Examples per class to learn from.")] = 5,
+    test: Annotated[int, typer.Option(min=0, help="Test on up to so many of the other rows.")] = 200,
+    lambda_step: Annotated[float, typer.Option(help="Weight of the step ratio J.")] = 1e-2,
+    lambda_sharp: Annotated[float, typer.Option(help="Weight of the sharpness H.")] = 1e-3,
+    n_probes: Annotated[int, typer.Option(help="Hutchinson probes per layer and example.")] = 1,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    epochs: Annotated[int, typer.Option(help="Passes over the shots.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the draw, the order and the probes.")] = 0,
+    text_column: Annotated[str, typer.Option(help="Where the text is.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Where the label is.")] = "label",
+    dtype: Annotated[Dtype, typer.Option(help="auto: the fastest type of this machine.")] = Dtype.auto,
+) -> None:
+    """Learn from a few rows of a labelled file and save the adapter; test it on the other rows."""
+    with _plain_errors():
+        from ofa.classifier import FewShotClassifier
+        from ofa.fewshot.protocol import draw_shots, number_labels, read_rows
+        from ofa.objective import OFAConfig
+
+        config = OFAConfig(
+            lambda_step=lambda_step, lambda_sharp=lambda_sharp, n_probes=n_probes, lr=lr, epochs=epochs,
+            batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+        words = [word.strip() for word in label_words.split(",")] if label_words else None
+        rows, words = number_labels(read_rows(data, text_column, label_column), words)
+        chosen, rest = draw_shots(rows, shots, seed, words)
+        classifier = FewShotClassifier(
+            model, words, template.replace("\\n", "\n"), config, dtype=_dtype(dtype)
+        )
+        _adapt(classifier, chosen, rest[:test], out)
+
+
+def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
+    texts, labels = [row["text"] for row in test], [row["label"] for row in test]
+    before = classifier.score(texts, name="zero-shot").accuracy(labels) if test else None
+    words = classifier.task.label_words
+    classifier.fit([s["text"] for s in shots], [words[s["label"]] for s in shots])
+    result = classifier.result_
+    classifier.save(out)
+    record = {
+        "seconds_fit": result.seconds,
+        "shots": len(shots),
+        "n_test": len(test),
+        "history": result.history,
+    }
+    if result.n_truncated:
+        console.print(f"{result.n_truncated} texts were longer than the context and cut on the left")
+    if test:
+        scores = classifier.score(texts, name="adapted")
+        record |= {"accuracy_zero_shot": before, "accuracy": scores.accuracy(labels)}
+        table = Table(title=f"accuracy on {len(test)} rows that were not learnt from")
+        table.add_column("zero-shot", justify="right")
+        table.add_column("adapted", justify="right")
+        table.add_row(f"{before:.3f}", f"{record['accuracy']:.3f}")
+        console.print(table)
+        if scores.n_truncated:
+            console.print(f"{scores.n_truncated} of the test texts were cut on the left to fit the context")
+    (out / "training.json").write_text(json.dumps(record, indent=2))
+    last = result.history[-1]
+    console.print(f"adapted on {len(shots)} texts in {result.seconds:.1f} s, final loss {last['loss']:.4g}")
+    console.print(f"adapter: {out}, training log: {out / 'training.json'}. Use it:")
+    console.print(f'  ofa predict {out} "your text"', highlight=False)
+
+
+@app.command(
+    epilog='Example: [bold]ofa predict adapters/reviews "a fine film" --file more.csv --out labels.csv[/]'
+)
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="A folder that adapt or demo wrote.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to classify.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A .jsonl, .csv or .tsv file with a column text.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write text, label and probabilities as CSV.")] = None,
+    model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
+) -> None:
+    """Label texts with an adapter, with the probability of each label."""
+    with _plain_errors():
+        import ofa
+        from ofa.fewshot.protocol import read_texts
+
+        texts = [*(texts or ()), *(read_texts(file) if file else ())]
+        if not texts:
+            raise ValueError("nothing to classify: give texts, or a file with --file")
+        classifier = ofa.load(adapter, model)
+        scores = classifier.score(texts)
+    words = classifier.task.label_words
+    rows = [
+        (text, words[label], *(f"{p:.4f}" for p in row))
+        for text, label, row in zip(
+            texts, scores.predictions.tolist(), scores.log_probs.exp().tolist(), strict=True
+        )
+    ]
+    header = ("text", "label", *words)
+    if out:
+        with out.open("w", newline="", encoding="utf-8") as target:
+            csv.writer(target).writerows([header, *rows])
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*map(_escape, row))
+    console.print(table)
+    if scores.n_truncated:
+        console.print(f"{scores.n_truncated} texts were longer than the context and cut on the left")
+    if out:
+        console.print(f"written to {out}")
+
+
+@app.command(epilog="Example: [bold]OFA_BACKEND=triton ofa info[/]")
+def info() -> None:
+    """Show versions, the machine, which backend serves what, and what is missing and why."""
+    with _plain_errors():
+        import torch
+
+        import ofa_kernels
+        from ofa.download import cache_dir
+        from ofa.models import SMOLLM2_Q4, fast_dtype
+        from ofa.patch import FAMILIES
+
+        report = ofa_kernels.backend_report()
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (kernels run on PyTorch)"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        cached = (cache_dir() / SMOLLM2_Q4).is_dir()
+        facts = {
+            "ofa-kernels": _version("ofa-kernels"),
+            "python": f"{platform.python_version()} ({sys.executable})",
+            **{name: _version(name) for name in PACKAGES},
+            "processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}",
+            "GPU": gpu,
+            "fast type": f"{fast_dtype(device)}".removeprefix("torch."),
+            "model families": ", ".join(FAMILIES),
+            "cache": f"{cache_dir()} ({SMOLLM2_Q4} {'is there' if cached else 'not yet downloaded'})",
+        }
+    table = Table(show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console.print(table)
+    backends = Table("operator", "backend", "state")
+    for row in report.rows:
+        backends.add_row(*row)
+    console.print(backends)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,1 @@
+"""Few-shot text classification: tasks, shots and data files."""

@@ -1,0 +1,130 @@
+"""A classification task as a language model sees it: a template and one label word per class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+FIELD = "{text}"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of one prompt; `n_dropped` text tokens were cut off on the left to fit the context."""
+
+    ids: list[int]
+    n_dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    r"""Template and label words.
+
+    Attributes:
+        name: for tables and files.
+        template: holds `{text}` once and ends where the label word follows, for example
+            `"Review: {text}\nSentiment:"`. No chat template is added.
+        label_words: one word per class, in label order; their first tokens must differ.
+    """
+
+    name: str
+    template: str
+    label_words: Sequence[str]
+
+    def __post_init__(self):
+        object.__setattr__(self, "label_words", tuple(self.label_words))
+        if self.template.count(FIELD) != 1:
+            raise ValueError(f"the template must hold {FIELD} exactly once, got {self.template!r}")
+        if self.template != self.template.rstrip():
+            raise ValueError(
+                f"the template {self.template!r} must not end in white space: a label word brings its own space"
+            )
+        if len(self.label_words) < 2 or not all(word.strip() for word in self.label_words):
+            raise ValueError(f"at least two label words are needed, none empty, got {self.label_words}")
+
+    def render(self, text: str) -> str:
+        """The prompt for one text."""
+        if not text.strip():
+            raise ValueError("a text is empty; remove it or fill it in")
+        return self.template.replace(FIELD, text)
+
+    def demonstrations(self, shots: Sequence[dict]) -> str:
+        """The shots with their label words, one below the other, ready to precede a prompt."""
+        return "".join(f"{self.render(s['text'])} {self.label_words[s['label']]}\n" for s in shots)
+
+    def check_labels(self, shots: Sequence[dict]) -> None:
+        """Raise ValueError for a label that is no class number."""
+        for i, shot in enumerate(shots):
+            label = shot["label"]
+            if (
+                isinstance(label, bool)
+                or not isinstance(label, int)
+                or not 0 <= label < len(self.label_words)
+            ):
+                raise ValueError(
+                    f"example {i} has the unknown label {label!r}; known are 0 to "
+                    f"{len(self.label_words) - 1} for {', '.join(self.label_words)}"
+                )
+
+    def label_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The first token of each label word where it follows the template (with the space it needs).
+
+        Raises:
+            ValueError: two words start with the same token (a fix is suggested), or the template's end
+                merges with the word.
+        """
+        ids: dict[int, str] = {}
+        for word in self.label_words:
+            token = self._first_token(tokenizer, word)
+            if token in ids:
+                raise ValueError(
+                    f"label words {ids[token]!r} and {word!r} start with the same token "
+                    f"{tokenizer.decode([token])!r}, so no score can tell them apart; "
+                    f"{self._suggestion(tokenizer, word)}"
+                )
+            ids[token] = word
+        return list(ids)
+
+    def _first_token(self, tokenizer: PreTrainedTokenizerBase, word: str) -> int:
+        prompt = self.render("text")
+        before, after = tokenizer(prompt)["input_ids"], tokenizer(f"{prompt} {word}")["input_ids"]
+        if after[: len(before)] != before or len(after) == len(before):
+            raise ValueError(
+                f"the tokenizer merges the end of the template {self.template!r} with the label word "
+                f"{word!r}; let the template end in a character such as ':'"
+            )
+        return after[len(before)]
+
+    def _suggestion(self, tokenizer: PreTrainedTokenizerBase, word: str) -> str:
+        taken = {self._first_token(tokenizer, other) for other in self.label_words}
+        for variant in (word.capitalize(), word.lower(), word.upper()):
+            if self._first_token(tokenizer, variant) not in taken:
+                return f"{variant!r} instead of {word!r} would do, or a synonym"
+        return f"use a synonym for {word!r}"
+
+    def encode(
+        self, tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int, before: str = ""
+    ) -> Prompt:
+        """Tokenise `before` + the prompt, cutting the text from the left where the context is too short.
+
+        The template, with its label prompt, and `before` are never cut.
+
+        Raises:
+            ValueError: the text is empty, or nothing is left of it that fits.
+        """
+        ids = tokenizer(before + self.render(text))["input_ids"]
+        if len(ids) <= max_tokens:
+            return Prompt(ids)
+        text_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        n_dropped = len(ids) - max_tokens
+        while n_dropped < len(text_ids):
+            rest = tokenizer.decode(text_ids[n_dropped:]).lstrip()
+            if rest:
+                ids = tokenizer(before + self.render(rest))["input_ids"]
+                if len(ids) <= max_tokens:
+                    return Prompt(ids, n_dropped)
+            n_dropped += max(1, len(ids) - max_tokens)
+        raise ValueError(
+            f"a text of {len(text_ids)} tokens can't be cut to fit: the template and what precedes it fill "
+            f"the context of {max_tokens} tokens; use fewer demonstrations or a shorter template"
+        )

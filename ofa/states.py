@@ -1,0 +1,145 @@
+"""One clean pass: token states Z_0..Z_T at the prediction token, keys and values, last-token logits."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ofa.patch import causal_lm
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """What one clean pass leaves behind, at each example's prediction token (its last real one).
+
+    Attributes:
+        z: [T+1, B, D], Z_0 (the embedding) to Z_T (the last layer's output before the final norm).
+        logits: [B, V], the prediction token's.
+        keys: per layer [B, H_kv, S, head_dim], rotated; empty unless recorded.
+        values: per layer [B, H_kv, S, head_dim]; empty unless recorded.
+        earlier: [B, S] bool, the positions before the prediction token that it may attend to.
+        rotary: (cos, sin), each [B, 1, head_dim], at the prediction token.
+    """
+
+    z: Tensor
+    logits: Tensor
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    earlier: Tensor
+    rotary: tuple[Tensor, Tensor]
+
+
+class _Tap:
+    """Stands where a layer expects a cache: prepends a shared prefix, hands on, and keeps if asked."""
+
+    def __init__(self, prefix: "TokenStates | None", record: bool):
+        self.prefix, self.record = prefix, record
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_, **__) -> tuple[Tensor, Tensor]:
+        if self.prefix is not None:
+            shape = (key.shape[0], -1, -1, -1)
+            key = torch.cat([self.prefix.keys[layer_idx].expand(shape), key], dim=2)
+            value = torch.cat([self.prefix.values[layer_idx].expand(shape), value], dim=2)
+        if self.record:
+            self.keys.append(key)
+            self.values.append(value)
+        return key, value
+
+
+def cache_argument(layer: nn.Module) -> str:
+    """The name under which a decoder layer takes its cache; transformers renamed it in 5.x."""
+    parameters = inspect.signature(type(layer).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
+@contextmanager
+def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
+    """Run the layers with another attention function; the configuration is restored in any case."""
+    config = causal_lm(model).model.config
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def last_real(attention_mask: Tensor) -> Tensor:
+    """[B] index of the last real token, for either padding side."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (attention_mask * positions).argmax(-1)
+
+
+def _check(input_ids: Tensor, attention_mask: Tensor) -> None:
+    if input_ids.dim() != 2 or attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"input_ids and attention_mask must both be [B, T], got {tuple(input_ids.shape)} and "
+            f"{tuple(attention_mask.shape)}"
+        )
+    if not attention_mask.any(-1).all():
+        row = int((~attention_mask.any(-1)).nonzero()[0])
+        raise ValueError(f"example {row} of the batch has no real token")
+
+
+def token_states(
+    model: nn.Module, batch: dict[str, Tensor], record: bool = True, prefix: TokenStates | None = None
+) -> TokenStates:
+    """Run the decoder once and read it at the prediction tokens; only their logits are computed.
+
+    Attention is PyTorch's `scaled_dot_product_attention`, whatever the model is configured for: the eager
+    form drops to float32 in a float64 model.
+
+    Args:
+        model: a causal language model of a supported family, patched or not.
+        batch: `input_ids` and `attention_mask`, both [B, T], padded on either side.
+        record: keep every layer's keys and values (for `sharpness`, or to serve as a prefix).
+        prefix: the recorded states of one shared, unpadded beginning (B = 1) that every row continues.
+
+    Returns:
+        The `TokenStates` of the batch.
+
+    Raises:
+        ValueError: shapes don't fit, a row has no real token, or the family is not supported.
+    """
+    lm = causal_lm(model)
+    decoder = lm.model
+    input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    _check(input_ids, mask)
+    n_rows, n_tokens = input_ids.shape
+    rows = torch.arange(n_rows, device=input_ids.device)
+    last = last_real(mask)
+    n_prefix = 0 if prefix is None else prefix.keys[0].shape[2]
+    position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + n_prefix
+
+    index = torch.arange(n_tokens, device=input_ids.device)
+    attention_mask = None  # lets SDPA take its causal path
+    if n_prefix or not mask.all():
+        causal = index[:, None] >= index
+        # a padding token attends to itself, so that its row of the softmax is defined
+        visible = causal & (mask[:, None, :] | (index[:, None] == index))
+        attention_mask = torch.nn.functional.pad(visible, (n_prefix, 0), value=True)[:, None]
+    earlier = torch.nn.functional.pad(mask & (index < last[:, None]), (n_prefix, 0), value=True)
+
+    hidden = decoder.embed_tokens(input_ids)
+    rotary = decoder.rotary_emb(hidden, position_ids)
+    tap = _Tap(prefix, record)
+    cache = {cache_argument(decoder.layers[0]): tap}
+    states = [hidden[rows, last]]
+    with attention_implementation(model, "sdpa"):
+        for layer in decoder.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                position_embeddings=rotary,
+                **cache,
+            )
+            states.append(hidden[rows, last])
+    logits = lm.lm_head(decoder.norm(states[-1]))
+    cos, sin = (part.expand(n_rows, -1, -1)[rows, last][:, None] for part in rotary)
+    return TokenStates(torch.stack(states), logits, tuple(tap.keys), tuple(tap.values), earlier, (cos, sin))
