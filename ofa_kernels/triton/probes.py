@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# specialised, a seed half of 1 would be a Python int without .to, and multiples of 16 a second compile
+@triton.jit(do_not_specialize=["seed_low", "seed_high"])
 def rademacher(
     out_ptr,  # [layers, n_probes, n_examples, n_cols], contiguous
     layers_ptr,  # [layers] int64

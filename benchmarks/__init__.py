@@ -1,0 +1,1 @@
+"""Benchmarks and the compile gate; see `report.py` and `aot.py`."""

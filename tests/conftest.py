@@ -1,0 +1,49 @@
+"""Fixtures for every test; importing this file decides whether Triton interprets its kernels."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads it when it is first imported, so it has to be set before any test module is
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+# the tensors here are tiny: a second thread only adds waiting
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(params=["reference", "triton"])
+def backend(request, monkeypatch):
+    """The name of the backend that `OFA_BACKEND` forces during the test."""
+    if request.param == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    monkeypatch.setenv("OFA_BACKEND", request.param)
+    return request.param
+
+
+@pytest.fixture
+def nan_poisoned_empty(monkeypatch):
+    """Uninitialised floats are NaN, so an output that a kernel leaves unwritten can't pass by luck."""
+
+    def poison(make):
+        def poisoned(*args, **kwargs):
+            out = make(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        return poisoned
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))

@@ -1,0 +1,159 @@
+"""Which backend serves what, and what is said where one can't; absent packages are tried in a new process."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ofa_kernels import backend_report, dispatch, rademacher, rms_norm
+
+
+def run(code, **environment):
+    """The output of a new Python without Triton's interpreter, whose exit status must be 0."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "OFA_BACKEND")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: rms_norm(torch.ones(2, 3), torch.ones(3)),
+        lambda: rademacher((2,), 0),
+        backend_report,
+    ],
+    ids=["rms_norm", "rademacher", "backend_report"],
+)
+def test_unknown_backend_raises(monkeypatch, call):
+    monkeypatch.setenv("OFA_BACKEND", "tpu")
+    with pytest.raises(ValueError, match=r"OFA_BACKEND='tpu' is unknown; use reference or triton"):
+        call()
+
+
+def test_empty_variable_is_unset(monkeypatch):
+    monkeypatch.setenv("OFA_BACKEND", "")
+    assert dispatch.backend_for(torch.ones(1)) == "reference"
+
+
+def cuda_tensor(columns=8, dtype=torch.float32):
+    """What dispatch looks at of a tensor on a GPU."""
+    return SimpleNamespace(is_cuda=True, dtype=dtype, shape=(2, columns))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (cuda_tensor(), "triton"),
+        (cuda_tensor(dispatch.MAX_COLUMNS), "triton"),
+        (cuda_tensor(dispatch.MAX_COLUMNS + 1), "reference"),
+        (cuda_tensor(dtype=torch.float8_e4m3fn), "reference"),
+        (torch.ones(2, 8), "reference"),
+    ],
+    ids=["gpu", "longest row", "too long", "unknown type", "cpu"],
+)
+def test_choice_without_the_variable(monkeypatch, tensor, expected):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("OFA_BACKEND", raising=False)
+    assert dispatch.backend_for(tensor) == expected
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (cuda_tensor(dispatch.MAX_COLUMNS + 1), "rows of 8193 are longer than 8192"),
+        (cuda_tensor(dtype=torch.float8_e4m3fn), "no kernel for torch.float8_e4m3fn"),
+    ],
+    ids=["too long", "unknown type"],
+)
+def test_forced_triton_says_what_it_refuses(monkeypatch, tensor, reason):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("OFA_BACKEND", "triton")
+    with pytest.raises(RuntimeError, match=f"OFA_BACKEND=triton can't run here: {reason}; unset it"):
+        dispatch.backend_for(tensor)
+
+
+def test_report_has_a_row_per_operator_and_backend(backend):
+    report = backend_report()
+    kernels = {
+        (operator, name) for operator in ("rms_norm", "rademacher") for name in ("triton", "reference")
+    }
+    composed = {(name, "PyTorch") for name in ("preconditioned_probes", "hutchinson_trace", "step_ratio")}
+    assert {row[:2] for row in report.rows} == kernels | composed
+    states = {row[:2]: row[2] for row in report.rows}
+    other = {"triton": "reference", "reference": "triton"}[backend]
+    assert "forced by OFA_BACKEND" in states["rms_norm", backend]
+    assert f"not used: OFA_BACKEND={backend}" in states["rms_norm", other]
+
+
+def test_report_prints_as_a_table(monkeypatch):
+    monkeypatch.delenv("OFA_BACKEND", raising=False)
+    report = backend_report()
+    lines = str(report).splitlines()
+    assert len(lines) == 1 + len(report.rows)
+    assert lines[0].split() == ["operator", "backend", "state"]
+    for line, row in zip(lines[1:], report.rows, strict=True):
+        assert all(cell in line for cell in row)
+    starts = {line.index(row[2]) for line, row in zip(lines[1:], report.rows, strict=True)}
+    assert starts == {lines[0].index("state")}
+
+
+def test_forced_triton_on_a_cpu_tensor_gives_the_reason():
+    pytest.importorskip("triton")
+    code = """
+import torch, ofa_kernels
+for call in (lambda: ofa_kernels.rms_norm(torch.ones(2, 3), torch.ones(3)),
+             lambda: ofa_kernels.rademacher((2,), 0)):
+    try:
+        call()
+    except RuntimeError as error:
+        print(error)
+print(ofa_kernels.backend_report())
+"""
+    out = run(code, OFA_BACKEND="triton")
+    assert out.count("OFA_BACKEND=triton can't run here: the tensor is on cpu; Triton needs a GPU") == 2
+    assert "forced by OFA_BACKEND, but can't run: the tensor is on cpu" in out
+
+
+WORKS = """
+import torch, ofa_kernels
+x, weight = torch.tensor([[3.0, 4.0]], requires_grad=True), torch.ones(2)
+ofa_kernels.rms_norm(x, weight, eps=0.0).sum().backward()
+assert x.grad.isfinite().all()
+assert set(ofa_kernels.rademacher((50,), 1).tolist()) == {-1.0, 1.0}
+print(ofa_kernels.backend_report())
+"""
+
+
+def test_without_triton_everything_runs_and_the_report_says_so():
+    # an entry of None makes both the import and find_spec behave as if it weren't there
+    out = run("import sys; sys.modules['triton'] = None" + WORKS)
+    assert "the package triton is not installed" in out
+    assert "serves cpu tensors (chosen)" in out
+
+
+def test_a_broken_triton_is_reported_with_its_error(tmp_path):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('libcuda is the wrong one')")
+    out = run(WORKS, PYTHONPATH=str(tmp_path))
+    assert "triton does not import: ImportError: libcuda is the wrong one" in out
+
+
+def test_forcing_an_absent_triton_raises():
+    code = """
+import sys; sys.modules['triton'] = None
+import torch, ofa_kernels
+try:
+    ofa_kernels.rms_norm(torch.ones(2, 3), torch.ones(3))
+except RuntimeError as error:
+    print(error)
+"""
+    assert "can't run here: the package triton is not installed" in run(code, OFA_BACKEND="triton")

@@ -1,0 +1,135 @@
+"""Probes: the same bits everywhere, independent of the batch, and as random as they should be."""
+
+import itertools
+
+import pytest
+import torch
+
+from ofa_kernels import preconditioned_probes, rademacher, reference
+from ofa_kernels.probes import mix
+
+pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
+
+EPS = 1e-5
+SEEDS = [0, 1, 2**32, 2**63, 2**64 - 1]
+SHAPES = [(5,), (3, 129), (2, 3, 70), (2, 2, 2, 300), (1, 1, 1, 1), (2, 1025), (0, 4), (2, 0)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bits_are_the_definition(backend, device, shape, seed):
+    layers, probes, examples, columns = (1,) * (4 - len(shape)) + shape
+    ids, layers = torch.arange(examples), torch.arange(layers)
+    expected = reference.rademacher_signs(columns, ids, probes, layers, seed, torch.float32).reshape(shape)
+    assert torch.equal(rademacher(shape, seed, device).cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_bits_do_not_depend_on_the_type(backend, device, dtype):
+    signs = rademacher((3, 200), 7, device, dtype)
+    assert signs.dtype == dtype
+    assert torch.equal(signs.float(), rademacher((3, 200), 7, device))
+
+
+def test_rademacher_is_the_sign_of_the_preconditioned_probes(backend, device):
+    z, weight = torch.randn(3, 150, device=device), torch.randn(150, device=device)
+    expected = reference.preconditioner(z, weight, EPS) * rademacher((4, 3, 150), 9, device)
+    assert torch.equal(preconditioned_probes(z, weight, EPS, 9, 4), expected)
+
+
+def test_probes_follow_the_example_not_the_batch(backend, device):
+    z, weight = torch.randn(4, 70, device=device), torch.rand(70, device=device)
+    whole = preconditioned_probes(z, weight, EPS, 3, 5, layer=2)
+    ids = torch.tensor([2, 0], device=device)
+    part = preconditioned_probes(z[ids], weight, EPS, 3, 5, example_ids=ids, layer=2)
+    assert torch.equal(part, whole[:, ids])
+    as_grid = preconditioned_probes(z.reshape(2, 2, 70), weight, EPS, 3, 5, layer=2)
+    assert torch.equal(as_grid.reshape(5, 4, 70), whole)
+
+
+def test_more_probes_or_columns_extend_fewer(backend, device):
+    few, many = rademacher((2, 3, 70), 5, device), rademacher((4, 3, 300), 5, device)
+    assert torch.equal(many[:2, :, :70], few)
+
+
+def test_example_ids_count_modulo_two_to_the_32(backend, device):
+    z, weight = torch.randn(2, 70, device=device), torch.ones(70, device=device)
+    ids = torch.tensor([3, 2**32 - 1], device=device)
+    first, second = (
+        preconditioned_probes(z, weight, EPS, 1, 2, example_ids=i)
+        for i in (ids, ids + torch.tensor([2**32, -(2**32)], device=device))
+    )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("change", ["seed", "layer", "example_ids"])
+def test_every_part_of_the_counter_matters(backend, device, change):
+    z, weight = torch.ones(2, 128, device=device), torch.ones(128, device=device)
+    other = torch.tensor([8, 9], device=device) if change == "example_ids" else 5
+    arguments = {"seed": 0, "n_probes": 2}
+    first = preconditioned_probes(z, weight, EPS, **arguments)
+    second = preconditioned_probes(z, weight, EPS, **{**arguments, change: other})
+    # of 512 fair coins about half agree: 5 standard errors either side
+    assert abs((first == second).double().mean().item() - 0.5) < 5 * 0.5 / 512**0.5
+
+
+def test_mean_and_correlations_are_those_of_fair_coins():
+    rows, columns = 64, 4096
+    streams = {
+        "examples": rademacher((rows, columns), 1),
+        "probes": rademacher((rows, 1, columns), 1)[:, 0],
+        "layers": rademacher((rows, 1, 1, columns), 1)[:, 0, 0],
+        "seeds": torch.stack([rademacher((columns,), seed) for seed in range(rows)]),
+        "mixed seeds": torch.stack([rademacher((columns,), mix(0, step)) for step in range(rows)]),
+        "columns": rademacher((columns, rows), 1).T,
+    }
+    for name, signs in streams.items():
+        assert signs.mean().abs() < 5 / (rows * columns) ** 0.5, name
+        correlation = signs @ signs.T / columns
+        assert (correlation - torch.eye(rows)).abs().max() < 5 / columns**0.5, name
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_gradients_of_preconditioned_probes(backend, device, offset):
+    z, weight = (
+        torch.randn(shape, dtype=torch.float64, device=device).requires_grad_() for shape in ((2, 3), (3,))
+    )
+    assert torch.autograd.gradcheck(
+        lambda z, w: preconditioned_probes(z, w, EPS, 4, 3, offset), (z, weight), check_forward_ad=True
+    )
+
+
+SPLITMIX64_OF_SEED_0 = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+def test_mix_is_splitmix64():
+    assert [mix(0, step) for step in range(3)] == SPLITMIX64_OF_SEED_0
+
+
+def test_mix_is_a_probe_seed_for_any_run_seed():
+    outputs = {mix(seed, step) for seed, step in itertools.product([0, 1, -1, 2**64 - 1, 2**70], range(3))}
+    assert all(0 <= output < 2**64 for output in outputs)
+    assert len(outputs) == 9  # -1 and 2^64 - 1 are the same seed, and so are 0 and 2^70
+
+
+Z, W = torch.ones(2, 3), torch.ones(3)
+MISTAKES = {
+    "negative seed": ("64-bit unsigned integer, got -1", lambda: rademacher((2,), -1)),
+    "long seed": ("64-bit unsigned integer", lambda: rademacher((2,), 2**64)),
+    "no sizes": ("1 to 4 sizes", lambda: rademacher((), 0)),
+    "five sizes": (r"1 to 4 sizes, got \(1, 1, 1, 1, 1\)", lambda: rademacher((1,) * 5, 0)),
+    "no probes": ("at least 1, got 0", lambda: preconditioned_probes(Z, W, EPS, 0, 0)),
+    "other weight": (r"\(4,\) for \(2, 3\)", lambda: preconditioned_probes(Z, torch.ones(4), EPS, 0, 1)),
+    "long seed of probes": ("64-bit", lambda: preconditioned_probes(Z, W, EPS, 2**64, 1)),
+    "other ids": (
+        r"one id a row, \(2,\), got \(3,\)",
+        lambda: preconditioned_probes(Z, W, EPS, 0, 1, example_ids=torch.arange(3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(mistake):
+    message, call = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=message):
+        call()
