@@ -1,0 +1,39 @@
+# Every target does its own set-up: Python 3.10 or later with pip is all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint aot bench bench-smoke clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+demo: $(READY)  ## fetch a model and tweets, learn from 5 per class, compare four methods (about 9 minutes)
+	$(BIN)/ofa demo
+
+test: $(READY)  ## run every test
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff: format, style and docstrings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+aot: $(READY)  ## compile every Triton kernel for sm_80, sm_90 and sm_100: no spills, 128-bit loads
+	$(BIN)/python -m benchmarks.aot --write benchmarks/aot.md
+
+bench: $(READY)  ## measure against eager PyTorch and the authors' step, and print the table
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only --benchmark-json bench.json
+	$(BIN)/python -m benchmarks.report bench.json
+
+bench-smoke: $(READY)  ## run every benchmark once, to see that it runs
+	$(BIN)/python -m pytest benchmarks/ --benchmark-disable
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache bench.json
