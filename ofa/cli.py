@@ -48,6 +48,12 @@ def _plain_errors():
         raise typer.Exit(1) from None
 
 
+def _say_how_to_use(adapter: Path) -> None:
+    # as this command was called itself, so that the line can be copied
+    program = sys.argv[0] if Path(sys.argv[0]).name == "ofa" else "ofa"
+    console.print(f'use it: {program} predict {adapter} "your text"', highlight=False, soft_wrap=True)
+
+
 def _escape(text: str) -> str:
     from rich.markup import escape
 
@@ -72,6 +78,7 @@ def demo(
         from ofa.demo import run_demo
 
         run_demo(out, model)
+    _say_how_to_use(out)
 
 
 @app.command(
@@ -149,8 +156,8 @@ def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
     (out / "training.json").write_text(json.dumps(record, indent=2))
     last = result.history[-1]
     console.print(f"adapted on {len(shots)} texts in {result.seconds:.1f} s, final loss {last['loss']:.4g}")
-    console.print(f"adapter: {out}, training log: {out / 'training.json'}. Use it:")
-    console.print(f'  ofa predict {out} "your text"', highlight=False)
+    console.print(f"adapter: {out}, training log: {out / 'training.json'}")
+    _say_how_to_use(out)
 
 
 @app.command(

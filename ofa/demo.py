@@ -99,8 +99,7 @@ def run_demo(out: Path, model: str = models.SMOLLM2) -> None:
         f"{time.perf_counter() - begin:.0f} s in all"
     )
     console.print(_example_table(examples))
-    console.print(f"adapter: {out}, every number: {out / 'results.jsonl'}. Use it:")
-    console.print(f'  ofa predict {out} "your text"', highlight=False)
+    console.print(f"adapter: {out}, every number: {out / 'results.jsonl'}")
 
 
 def _accuracy_table(cells: list[dict]) -> Table:

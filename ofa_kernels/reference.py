@@ -35,7 +35,7 @@ def _mean(t: Tensor) -> Tensor:
 
 
 def _sum_rows(t: Tensor) -> Tensor:
-    return t.flatten(0, -2).sum(0) if t.dim() > 1 else t
+    return t.sum(tuple(range(t.dim() - 1))) if t.dim() > 1 else t
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, rounding: str = "hf") -> Tensor:

@@ -37,7 +37,7 @@ class Task:
             raise ValueError(f"the template must hold {FIELD} exactly once, got {self.template!r}")
         if self.template != self.template.rstrip():
             raise ValueError(
-                f"the template {self.template!r} must not end in white space: a label word brings its own space"
+                f"the template {self.template!r} must not end in white space: label words bring their own"
             )
         if len(self.label_words) < 2 or not all(word.strip() for word in self.label_words):
             raise ValueError(f"at least two label words are needed, none empty, got {self.label_words}")

@@ -78,7 +78,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=512, initial_alphabet=alphabet, show_progress=False)
-    corpus = [f"Review: {text}\nSentiment: {word}" for text in TEXTS for word in ("bad", "good")]
+    corpus = [
+        f"Review: {text}\nSentiment: {word}"
+        for text in TEXTS
+        for word in ("bad", "good", "negative", "positive")
+    ]
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 

@@ -61,7 +61,7 @@ def test_bad_batches_are_refused(llama):
     with pytest.raises(ValueError, match=r"\[B, T\], got \(2, 7\) and \(2, 6\)"):
         token_states(llama, {**batch, "attention_mask": batch["attention_mask"][:, 1:]})
     batch["attention_mask"][1] = 0
-    with pytest.raises(ValueError, match="example 1 .* no real token"):
+    with pytest.raises(ValueError, match=r"example 1 .* no real token"):
         token_states(llama, batch)
 
 

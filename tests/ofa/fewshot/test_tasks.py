@@ -15,10 +15,13 @@ def test_label_tokens_follow_the_template(tokenizer, task):
 
 
 def test_colliding_label_words_are_named_with_a_fix(tokenizer):
-    with pytest.raises(ValueError, match=r"'good' and 'goodness' start with .* ' good', .*'Goodness' instead of 'goodness' would do"):
+    with pytest.raises(
+        ValueError,
+        match=r"'good' and 'goodness' start with .* ' good', .*'Goodness' instead of 'goodness' would do",
+    ):
         Task("t", TEMPLATE, ("good", "goodness")).label_ids(tokenizer)
     # neither word has a token of its own, so both start with the bare space, however they are written
-    with pytest.raises(ValueError, match="'Xx' and 'XY' start with .*; use a synonym for 'XY'"):
+    with pytest.raises(ValueError, match=r"'Xx' and 'XY' start with .*; use a synonym for 'XY'"):
         Task("t", TEMPLATE, ("Xx", "XY")).label_ids(tokenizer)
 
 

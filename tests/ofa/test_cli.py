@@ -1,0 +1,104 @@
+import csv
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ofa.cli import app
+from tests.ofa.conftest import LABELS, TEXTS
+
+runner = CliRunner()
+WORDS = ("bad", "good")
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "reviews.csv"
+    with path.open("w", newline="") as file:
+        rows = [(text, WORDS[label]) for text, label in zip(TEXTS, LABELS, strict=True)]
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return path
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+def adapt(data, out, model, *more):
+    template = "Review: {text}\\nSentiment:"
+    fixed = ("--model", model, "--template", template, "--shots", 2, "--epochs", 2, "--dtype", "float32")
+    return run("adapt", data, "--out", out, *fixed, *more)
+
+
+def test_adapt_then_predict(data, tmp_path, model_folder):
+    out = tmp_path / "adapter"
+    done = adapt(data, out, model_folder)
+    assert done.exit_code == 0, done.output
+    assert "adapted on 4 texts" in done.output and f"use it: ofa predict {out} " in done.output
+    log = json.loads((out / "training.json").read_text())
+    assert log["n_test"] == 2 and 0 <= log["accuracy"] <= 1 and len(log["history"]) == 2
+    record = json.loads((out / "ofa_config.json").read_text())
+    assert record["task"]["template"] == "Review: {text}\nSentiment:"
+    assert record["task"]["label_words"] == ["bad", "good"] and record["model"]["sha256"]
+
+    table = tmp_path / "labels.csv"
+    done = run("predict", out, "a [bold] and moving evening", "--file", data, "--out", table)
+    assert done.exit_code == 0, done.output
+    assert "a [bold] and moving evening" in done.output
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == ["a [bold] and moving evening", *TEXTS]
+    for row in rows:
+        assert row["label"] == max(WORDS, key=lambda word: float(row[word]))
+        assert float(row["bad"]) + float(row["good"]) == pytest.approx(1, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--shots", 4), "class 'bad' has 3 examples, and 4 per class are asked for"),
+        (("--label-words", "bad,fine"), "unknown labels: good; known are bad, fine"),
+        (("--template", "no field"), "{text} exactly once"),
+        (("--text-column", "review"), "no column 'review', only text, label"),
+        (("--lr", 0), "lr must be positive"),
+        (("--model", "no/such-model"), "is no local folder"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_nothing_is_written(data, tmp_path, model_folder, more, message):
+    out = tmp_path / "adapter"
+    done = adapt(data, out, model_folder, *more)
+    assert done.exit_code == 1
+    assert "error:" in done.output and message in " ".join(done.output.split()), done.output
+    assert not out.exists()
+
+
+def test_nan_ends_in_one_line_and_nothing_is_written(data, tmp_path, model_folder):
+    done = adapt(data, tmp_path / "adapter", model_folder, "--lambda-step", "1e39")
+    assert done.exit_code == 1 and "step 0: the term loss is inf" in done.output
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "nowhere", "text"), "nowhere is no adapter folder"),
+        (("predict", "nowhere"), "nothing to classify"),
+        (("adapt", "missing.csv"), "No such file"),
+    ],
+)
+def test_missing_things_are_named(arguments, message):
+    done = run(*arguments)
+    assert done.exit_code == 1 and message in " ".join(done.output.split())
+
+
+def test_info_tells_versions_and_backends():
+    done = run("info")
+    assert done.exit_code == 0
+    for word in ("torch", "transformers", "fast type", "rms_norm", "reference", "triton", "llama"):
+        assert word in done.output
+
+
+@pytest.mark.parametrize("command", ["demo", "adapt", "predict", "info"])
+def test_help_has_an_example(command):
+    done = run(command, "--help")
+    assert done.exit_code == 0 and "Example:" in done.output
