@@ -22,8 +22,8 @@ from ofa.scoring import Scores
 
 SHOTS = 5
 SEEDS = (0, 1, 2)
-OFA_METHOD = "OFA"
-CONFIGS = {"LN-tuning (CE only)": OFAConfig(lambda_step=0, lambda_sharp=0), OFA_METHOD: OFAConfig()}
+ZERO_SHOT, ICL, LN_TUNING, OFA = "zero-shot", "ICL", "LN-tuning", "OFA"
+CONFIGS = {LN_TUNING: OFAConfig(lambda_step=0, lambda_sharp=0), OFA: OFAConfig()}
 EXAMPLES = (
     "The update fixed every bug I had reported. Brilliant work!",
     "Two hours in the queue and then they closed the counter.",
@@ -43,9 +43,9 @@ def _cell(method: str, seed: int, scores: Scores, labels: list[int], **numbers) 
     return {
         "task": TASK.name,
         "method": method,
-        "protocol": "B" if method == "in-context" else "A",
+        "protocol": "B" if method == ICL else "A",
         "seed": seed,
-        "shots": 0 if method == "zero-shot" else SHOTS,
+        "shots": 0 if method == ZERO_SHOT else SHOTS,
         "accuracy": scores.accuracy(labels),
         "n_test": len(labels),
         "n_truncated": scores.n_truncated,
@@ -72,19 +72,19 @@ def run_demo(out: Path, model: str = models.SMOLLM2) -> None:
         f"{SHOTS} tweets per class to learn from, {len(test)} others to test on; "
         f"ready after {time.perf_counter() - begin:.0f} s"
     )
-    scores, seconds = _timed(classifier.score, texts, (), "zero-shot")
-    cells = [_cell("zero-shot", seed, scores, labels, seconds_fit=0, seconds_eval=seconds) for seed in SEEDS]
+    scores, seconds = _timed(classifier.score, texts, (), ZERO_SHOT)
+    cells = [_cell(ZERO_SHOT, seed, scores, labels, seconds_fit=0, seconds_eval=seconds) for seed in SEEDS]
     for seed in SEEDS:
         shots, _ = draw_shots(pool, SHOTS, seed, TASK.label_words)
-        scores, seconds = _timed(classifier.score, texts, shots, f"seed {seed}: in-context")
-        cells.append(_cell("in-context", seed, scores, labels, seconds_fit=0, seconds_eval=seconds))
+        scores, seconds = _timed(classifier.score, texts, shots, f"seed {seed}: {ICL}")
+        cells.append(_cell(ICL, seed, scores, labels, seconds_fit=0, seconds_eval=seconds))
         for method, config in CONFIGS.items():
             classifier.config = replace(config, seed=seed)
             classifier.fit([s["text"] for s in shots], [s["label"] for s in shots])
             scores, seconds = _timed(classifier.score, texts, (), f"seed {seed}: {method}")
             fitted = {"seconds_fit": classifier.result_.seconds, "seconds_eval": seconds}
             cells.append(_cell(method, seed, scores, labels, **fitted))
-            if method == OFA_METHOD and seed == SEEDS[0]:
+            if method == OFA and seed == SEEDS[0]:
                 classifier.classes_ = TASK.label_words
                 classifier.save(out)
                 examples = classifier.score(EXAMPLES, (), "examples").log_probs.exp()
@@ -116,7 +116,7 @@ def _accuracy_table(cells: list[dict]) -> Table:
 
 
 def _example_table(probabilities: torch.Tensor) -> Table:
-    table = Table(title=f"three predictions ({OFA_METHOD}, seed {SEEDS[0]})")
+    table = Table(title=f"three predictions ({OFA}, seed {SEEDS[0]})")
     table.add_column("text")
     for word in TASK.label_words:
         table.add_column(word, justify="right")

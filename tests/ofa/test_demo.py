@@ -21,12 +21,12 @@ def test_the_whole_path(rows, tmp_path, model_folder, monkeypatch, capsys):
     monkeypatch.setattr("ofa.scoring.max_tokens", lambda model: 4096)
     demo.run_demo(tmp_path / "out", model_folder)
     shown = capsys.readouterr().out
-    assert "zero-shot" in shown and "in-context" in shown and "peak memory" in shown
+    assert "zero-shot" in shown and "ICL" in shown and "peak memory" in shown
     cells = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     keys = {"task", "method", "protocol", "seed", "shots", "model", "accuracy", "n_test", "seconds_fit"}
     assert len(cells) == 12 and all(keys | {"seconds_eval"} <= set(cell) for cell in cells)
     assert {(cell["method"], cell["seed"]) for cell in cells} == {
-        (method, seed) for method in ("zero-shot", "in-context", *configs) for seed in (0, 1, 2)
+        (method, seed) for method in ("zero-shot", "ICL", *configs) for seed in (0, 1, 2)
     }
     assert {cell["n_test"] for cell in cells} == {8}
     again = ofa.load(tmp_path / "out", progress=False)
