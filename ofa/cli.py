@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import warnings
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -41,8 +42,13 @@ def _plain_errors():
     from ofa.download import SourceError
     from ofa.trainer import NonFiniteError
 
+    def show(message, *_, **__):
+        Console(stderr=True).print(f"[yellow]warning:[/] {_escape(str(message))}", soft_wrap=True)
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
     except (ValueError, FileNotFoundError, SourceError, NonFiniteError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
@@ -141,8 +147,6 @@ def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
         "n_test": len(test),
         "history": result.history,
     }
-    if result.n_truncated:
-        console.print(f"{result.n_truncated} texts were longer than the context and cut on the left")
     if test:
         scores = classifier.score(texts, name="adapted")
         record |= {"accuracy_zero_shot": before, "accuracy": scores.accuracy(labels)}
@@ -151,8 +155,6 @@ def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
         table.add_column("adapted", justify="right")
         table.add_row(f"{before:.3f}", f"{record['accuracy']:.3f}")
         console.print(table)
-        if scores.n_truncated:
-            console.print(f"{scores.n_truncated} of the test texts were cut on the left to fit the context")
     (out / "training.json").write_text(json.dumps(record, indent=2))
     last = result.history[-1]
     console.print(f"adapted on {len(shots)} texts in {result.seconds:.1f} s, final loss {last['loss']:.4g}")
@@ -195,8 +197,6 @@ def predict(
     for row in rows:
         table.add_row(*map(_escape, row))
     console.print(table)
-    if scores.n_truncated:
-        console.print(f"{scores.n_truncated} texts were longer than the context and cut on the left")
     if out:
         console.print(f"written to {out}")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ofa.fewshot.tasks import Task
+from ofa.fewshot.tasks import Task, count_truncated
 from ofa.patch import causal_lm
 from ofa.states import token_states
 
@@ -75,7 +75,8 @@ def score(
         track: wraps the iteration over batches, for a progress bar.
 
     Returns:
-        Log-probabilities over the label words in the order of `texts`.
+        Log-probabilities over the label words in the order of `texts`. A warning says how many texts were
+        cut on the left to fit the context.
 
     Raises:
         ValueError: label words collide, a text is empty, or nothing of it fits the context.
@@ -86,6 +87,7 @@ def score(
     task.check_labels(shots)
     before, limit = task.demonstrations(shots), max_tokens(model)
     prompts = [task.encode(tokenizer, text, limit, before) for text in texts]
+    n_truncated = count_truncated(prompts)
     ids = [prompt.ids for prompt in prompts]
     device = causal_lm(model).lm_head.weight.device
     shared = _common_prefix(ids) if len(ids) > 1 else 0
@@ -98,4 +100,4 @@ def score(
         batch = pad([ids[i][shared:] for i in rows], device)
         logits = token_states(model, batch, record=False, prefix=prefix).logits[:, label_ids]
         result[rows] = logits.float().log_softmax(-1).cpu()
-    return Scores(result, sum(prompt.n_dropped > 0 for prompt in prompts))
+    return Scores(result, n_truncated)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
-from ofa.fewshot.tasks import Task
+from ofa.fewshot.tasks import Task, count_truncated
 from ofa.objective import Objective, OFAConfig, objective
 from ofa.patch import causal_lm, patch_model
 from ofa.scoring import max_tokens, pad
@@ -102,7 +102,7 @@ def fit(
         progress: show a bar with the loss terms and the time that remains.
 
     Returns:
-        `.history`, `.seconds` and `.n_truncated`.
+        `.history`, `.seconds` and `.n_truncated`; a warning too says how many shots were cut.
 
     Raises:
         ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
@@ -121,7 +121,7 @@ def fit(
     optimizer = torch.optim.AdamW(weights, lr=cfg.lr, weight_decay=cfg.weight_decay)
     n_steps = cfg.epochs * math.ceil(len(shots) / cfg.batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP_SHARE * n_steps), n_steps)
-    result = FitResult(n_truncated=sum(prompt.n_dropped > 0 for prompt in prompts))
+    result = FitResult(n_truncated=count_truncated(prompts))
     good = [weight.detach().clone() for weight in weights]
     was_training = lm.training
     lm.eval()

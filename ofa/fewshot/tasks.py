@@ -1,5 +1,6 @@
 """A classification task as a language model sees it: a template and one label word per class."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,16 @@ class Prompt:
 
     ids: list[int]
     n_dropped: int = 0
+
+
+def count_truncated(prompts: Sequence[Prompt]) -> int:
+    """How many texts were cut, with a warning if any was."""
+    n = sum(prompt.n_dropped > 0 for prompt in prompts)
+    if n:
+        warnings.warn(
+            f"{n} of {len(prompts)} texts were longer than the context and lost their beginning", stacklevel=3
+        )
+    return n
 
 
 @dataclass(frozen=True)

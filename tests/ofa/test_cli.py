@@ -102,3 +102,10 @@ def test_info_tells_versions_and_backends():
 def test_help_has_an_example(command):
     done = run(command, "--help")
     assert done.exit_code == 0 and "Example:" in done.output
+
+
+def test_cut_texts_are_counted_in_one_line(data, tmp_path, model_folder):
+    assert adapt(data, tmp_path / "adapter", model_folder).exit_code == 0
+    done = run("predict", tmp_path / "adapter", "short", "long " * 100)
+    assert done.exit_code == 0
+    assert "warning: 1 of 2 texts were longer than the context" in done.output

@@ -124,7 +124,8 @@ def test_bad_shots_are_refused_before_the_model_is_touched(model, tokenizer, tas
 
 def test_long_texts_are_cut_and_counted(model, tokenizer, task, shots):
     long = {"text": "word " * 200, "label": 1}
-    result = ofa.fit(model, tokenizer, task, [*shots, long], OFAConfig(epochs=1), progress=False)
+    with pytest.warns(UserWarning, match="1 of 7 texts were longer than the context"):
+        result = ofa.fit(model, tokenizer, task, [*shots, long], OFAConfig(epochs=1), progress=False)
     assert result.n_truncated == 1
 
 
