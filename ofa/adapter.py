@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> PatchReport:
         path: a folder in PEFT's LN-tuning format, written by `save_adapter` or by PEFT.
 
     Returns:
-        The model's `PatchReport`; its `undo()` takes the adapter out again.
+        The model's `PatchReport`; its `undo()` takes the adapter out again. A warning says where the base
+        model's weights are known to be others than the adapter was trained on.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -99,12 +101,26 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> PatchReport:
     if config.get("peft_type") != "LN_TUNING":
         raise ValueError(f"{path} holds a {config.get('peft_type')} adapter; only LN_TUNING can be loaded")
     weights = _read_weights(path, config, {n: module.weight for n, _, module in named_norms(model)})
+    _warn_of_another_base(model, path)
     report = patch_model(model)
     with torch.no_grad():
         for norm in report.norms:
             if norm.name in weights:
                 norm.module.weight.copy_(weights[norm.name])
     return report
+
+
+def _warn_of_another_base(model: nn.Module, path: Path) -> None:
+    """Shapes can fit a model with other weights; the recorded SHA-256 tells."""
+    if not (path / OFA_CONFIG).is_file():
+        return
+    recorded, present = read_config(path).get("model", {}), source_of(causal_lm(model))
+    if recorded.get("sha256") and present.sha256 and recorded["sha256"] != present.sha256:
+        warnings.warn(
+            f"{path} was trained on {recorded['name']} (SHA-256 {recorded['sha256'][:12]}…), and this model is "
+            f"{present.name} ({present.sha256[:12]}…): the shapes fit, but expect other results",
+            stacklevel=3,
+        )
 
 
 def _read_weights(path: Path, config: dict, expected: dict[str, Tensor]) -> dict[str, Tensor]:

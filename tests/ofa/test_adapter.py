@@ -1,9 +1,11 @@
 import json
+import warnings
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 import ofa
 from tests.ofa.conftest import build_llama, make_batch
@@ -169,6 +171,21 @@ def test_damaged_adapters_are_refused_and_the_model_stays(damage, folder):
 def test_the_wrong_base_model_is_refused(folder):
     with pytest.raises(ValueError, match=r"layers\.2\..* wrong base model"):
         ofa.load_adapter(build_llama(torch.float32, n_layers=2), folder)
+
+
+def test_other_weights_of_the_same_shape_are_pointed_out(tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for i, folder in enumerate(folders):
+        model = build_llama(torch.float32)
+        model.lm_head.weight.data += i
+        model.save_pretrained(folder)
+    first, second = (LlamaForCausalLM.from_pretrained(folder) for folder in folders)
+    ofa.save_adapter(first, tmp_path / "adapter")
+    with pytest.warns(UserWarning, match=r"was trained on .*/a \(SHA-256 .* this model is .*/b \("):
+        ofa.load_adapter(second, tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ofa.load_adapter(first, tmp_path / "adapter")
 
 
 def test_nothing_is_written_for_a_gamma_with_nan(tmp_path):
