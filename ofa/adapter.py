@@ -117,8 +117,8 @@ def _warn_of_another_base(model: nn.Module, path: Path) -> None:
     recorded, present = read_config(path).get("model", {}), source_of(causal_lm(model))
     if recorded.get("sha256") and present.sha256 and recorded["sha256"] != present.sha256:
         warnings.warn(
-            f"{path} was trained on {recorded['name']} (SHA-256 {recorded['sha256'][:12]}…), and this model is "
-            f"{present.name} ({present.sha256[:12]}…): the shapes fit, but expect other results",
+            f"{path} was trained on {recorded['name']} (SHA-256 {recorded['sha256'][:12]}…), and this model "
+            f"is {present.name} ({present.sha256[:12]}…): the shapes fit, but expect other results",
             stacklevel=3,
         )
 
