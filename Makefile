@@ -1,4 +1,4 @@
-# Every target does its own set-up: Python 3.10 or later with pip is all that is needed.
+# Every target does its own set-up: Python 3.11 or later with pip is all that is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

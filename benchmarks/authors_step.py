@@ -1,4 +1,7 @@
-"""The objective of the OFA authors' research code, transcribed to be timed; see its deviations in README."""
+"""The objective of the OFA authors' research code, written anew to be timed.
+
+For more than one example the authors' product of noise and difference is a B × B matrix; here it is row-wise.
+"""
 
 import torch
 import torch.nn.functional as F

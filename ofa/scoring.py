@@ -12,7 +12,9 @@ from ofa.fewshot.tasks import Task, count_truncated
 from ofa.patch import causal_lm
 from ofa.states import token_states
 
+# what a batch may hold: its keys and values, and a mask of rows × tokens²
 ROWS_PER_BATCH = 32
+TOKENS_PER_BATCH = 16384
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,23 @@ def _common_prefix(prompts: Sequence[list[int]]) -> int:
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
+def _batches(lengths: Sequence[int], shared: int) -> list[list[int]]:
+    """Indices in order of length, as many together as the limits allow."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        rows = batches[-1] if batches else None
+        fits = (
+            rows
+            and len(rows) < ROWS_PER_BATCH
+            and (len(rows) + 1) * (shared + lengths[i]) <= TOKENS_PER_BATCH
+        )
+        if fits:
+            rows.append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
 @torch.no_grad()
 def score(
     model: nn.Module,
@@ -80,6 +99,7 @@ def score(
 
     Raises:
         ValueError: label words collide, a text is empty, or nothing of it fits the context.
+        FloatingPointError: a logit is NaN or infinite.
     """
     label_ids = task.label_ids(tokenizer)
     if not len(texts):
@@ -92,12 +112,11 @@ def score(
     device = causal_lm(model).lm_head.weight.device
     shared = _common_prefix(ids) if len(ids) > 1 else 0
     prefix = token_states(model, pad([ids[0][:shared]], device)) if shared else None
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     result = torch.empty(len(ids), len(label_ids))
-    starts = range(0, len(order), ROWS_PER_BATCH)
-    for start in track(starts):
-        rows = order[start : start + ROWS_PER_BATCH]
+    for rows in track(_batches([len(i) - shared for i in ids], shared)):
         batch = pad([ids[i][shared:] for i in rows], device)
         logits = token_states(model, batch, record=False, prefix=prefix).logits[:, label_ids]
         result[rows] = logits.float().log_softmax(-1).cpu()
+    if not torch.isfinite(result).all():
+        raise FloatingPointError("the model's logits are NaN or infinite; load it in float32 or bfloat16")
     return Scores(result, n_truncated)

@@ -4,6 +4,7 @@ import csv
 import json
 import random
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
@@ -64,7 +65,7 @@ def _read_file(path: Path):
 
 
 def _read_jsonl(path: Path):
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -78,12 +79,19 @@ def _read_jsonl(path: Path):
 
 
 def _read_table(path: Path):
+    # a tab-separated text may hold a lone quotation mark, which must not swallow the lines that follow
+    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {"strict": True}
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        for row in reader:
-            if row.pop(None, None) is not None:
-                raise ValueError(f"{path}, line {reader.line_num}: more cells than columns; quote the text")
-            yield f"{path}, line {reader.line_num}", row
+        reader = csv.DictReader(file, **dialect)
+        try:
+            for row in reader:
+                if row.pop(None, None) is not None:
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: more cells than columns; quote the text"
+                    )
+                yield f"{path}, line {reader.line_num}", row
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _read_dataset(source: str, label_column: str):
@@ -101,9 +109,12 @@ def _read_dataset(source: str, label_column: str):
     feature = data.features.get(label_column)
     names = getattr(feature, "names", None)
     for i, row in enumerate(data):
+        where = f"{source}, row {i}"
         if names and isinstance(row[label_column], int):
+            if not 0 <= row[label_column] < len(names):
+                raise ValueError(f"{where}: no label ({row[label_column]}); use a split that is labelled")
             row = {**row, label_column: names[row[label_column]]}
-        yield f"{source}, row {i}", row
+        yield where, row
 
 
 def number_labels(
@@ -111,14 +122,16 @@ def number_labels(
 ) -> tuple[list[dict], tuple[str, ...]]:
     """Rows with class numbers as labels, and the label words in that order.
 
-    Labels may be words (then `label_words` gives their order; default: sorted) or class numbers (then
-    `label_words` is needed).
+    Labels may be words (then `label_words` gives their order; default: sorted) or class numbers from 0 on
+    (then `label_words` is needed). Labels that all are label words are taken as such, also `1` to `5`.
 
     Raises:
         ValueError: numbers without words, an unknown label, or fewer than two classes.
     """
     found = sorted({str(row["label"]).strip() for row in rows})
-    if all(label.isdecimal() for label in found):
+    if label_words is not None and set(found) <= set(label_words):
+        index = {word: i for i, word in enumerate(label_words)}
+    elif all(label.isdecimal() for label in found):
         if label_words is None:
             raise ValueError(
                 f"the labels are numbers ({', '.join(found)}); name the classes in this order, "
@@ -158,3 +171,13 @@ def draw_shots(
     generator.shuffle(chosen)
     taken = set(chosen)
     return [rows[i] for i in chosen], [row for i, row in enumerate(rows) if i not in taken]
+
+
+def draw_test(rows: Sequence[dict], n: int, seed: int, n_classes: int) -> list[dict]:
+    """Up to n rows, drawn by the seed, as evenly over the classes as the rows allow."""
+    generator = random.Random(seed)
+    by_class = [[row for row in rows if row["label"] == label] for label in range(n_classes)]
+    for members in by_class:
+        generator.shuffle(members)
+    rounds = zip_longest(*by_class)
+    return [row for one_of_each in rounds for row in one_of_each if row is not None][:n]

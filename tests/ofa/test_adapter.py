@@ -200,3 +200,22 @@ def test_nothing_is_written_for_a_gamma_with_nan(tmp_path):
 def test_gamma_alone_makes_no_classifier(folder):
     with pytest.raises(ValueError, match=r"use ofa\.load_adapter"):
         ofa.load(folder)
+
+
+def test_an_adapter_of_some_norms_leaves_nothing_of_the_one_before(folder, tmp_path):
+    config = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm"])
+    theirs = peft.get_peft_model(build_llama(torch.float32), config)
+    disturb([p for p in theirs.parameters() if p.requires_grad])
+    theirs.save_pretrained(tmp_path / "some")
+    model = build_llama(torch.float32)
+    ofa.load_adapter(model, folder)
+    ofa.load_adapter(model, tmp_path / "some")
+    assert torch.equal(logits(model), logits(theirs))
+
+
+def test_weights_that_are_not_saved_are_named(tmp_path):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    model = peft.get_peft_model(build_llama(torch.float32), config)
+    ofa.patch_model(model)
+    with pytest.warns(UserWarning, match="only γ is saved, not the model's LORA weights"):
+        ofa.save_adapter(model, tmp_path)

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -69,3 +71,20 @@ def test_a_model_object_needs_its_tokenizer(llama, tokenizer):
         FewShotClassifier(llama, WORDS, TEMPLATE)
     given = FewShotClassifier(llama, WORDS, TEMPLATE, tokenizer=tokenizer, progress=False)
     assert given.predict_proba(["fine"]).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("config"), "ofa_config.json is damaged"),
+        (lambda r: r["config"].update(nonsense=1), "ofa_config.json is damaged"),
+        (lambda r: r["model"].update(name=""), "without a name"),
+    ],
+)
+def test_a_damaged_record_is_one_error(classifier, tmp_path, change, message):
+    classifier.save(tmp_path)
+    record = json.loads((tmp_path / "ofa_config.json").read_text())
+    change(record)
+    (tmp_path / "ofa_config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        ofa.load(tmp_path)

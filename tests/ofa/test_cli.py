@@ -4,6 +4,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from ofa import OFAConfig
 from ofa.cli import app
 from tests.ofa.conftest import LABELS, TEXTS
 
@@ -32,14 +33,16 @@ def adapt(data, out, model, *more):
 
 def test_adapt_then_predict(data, tmp_path, model_folder):
     out = tmp_path / "adapter"
-    done = adapt(data, out, model_folder)
+    done = adapt(data, out, model_folder, "--lambda-sharp", 0.5, "--seed", 3)
     assert done.exit_code == 0, done.output
+    assert "(1 bad, 1 good)" in done.output
     assert "adapted on 4 texts" in done.output and f"use it: ofa predict {out} " in done.output
     log = json.loads((out / "training.json").read_text())
     assert log["n_test"] == 2 and 0 <= log["accuracy"] <= 1 and len(log["history"]) == 2
     record = json.loads((out / "ofa_config.json").read_text())
     assert record["task"]["template"] == "Review: {text}\nSentiment:"
     assert record["task"]["label_words"] == ["bad", "good"] and record["model"]["sha256"]
+    assert record["config"] == {**vars(OFAConfig()), "epochs": 2, "lambda_sharp": 0.5, "seed": 3}
 
     table = tmp_path / "labels.csv"
     done = run("predict", out, "a [bold] and moving evening", "--file", data, "--out", table)
@@ -81,7 +84,7 @@ def test_nan_ends_in_one_line_and_nothing_is_written(data, tmp_path, model_folde
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("predict", "nowhere", "text"), "nowhere is no adapter folder"),
+        (("predict", "nowhere", "text"), "nowhere is no folder of an adapter made here"),
         (("predict", "nowhere"), "nothing to classify"),
         (("adapt", "missing.csv"), "No such file"),
     ],
@@ -109,3 +112,25 @@ def test_cut_texts_are_counted_in_one_line(data, tmp_path, model_folder):
     done = run("predict", tmp_path / "adapter", "short", "long " * 100)
     assert done.exit_code == 0
     assert "warning: 1 of 2 texts were longer than the context" in done.output
+
+
+def test_colliding_words_end_in_one_line_and_nothing_is_written(data, tmp_path, model_folder):
+    data.write_text(data.read_text().replace("bad", "goodness"))
+    done = adapt(data, tmp_path / "adapter", model_folder)
+    assert done.exit_code == 1 and not (tmp_path / "adapter").exists()
+    assert "'good' and 'goodness' start with the same token" in " ".join(done.output.split())
+
+
+def test_labels_can_be_renamed(data, tmp_path, model_folder):
+    data.write_text(data.read_text().replace("bad", "neg"))
+    done = adapt(data, tmp_path / "adapter", model_folder, "--label-words", "good,neg=bad")
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "adapter" / "ofa_config.json").read_text())
+    assert record["task"]["label_words"] == ["good", "bad"]
+
+
+def test_places_that_can_t_be_written_are_found_first(data, tmp_path, model_folder):
+    done = adapt(data, data, model_folder)
+    assert done.exit_code == 1 and "is a file; give a folder" in " ".join(done.output.split())
+    done = run("predict", "nowhere", "text", "--out", tmp_path / "none" / "x.csv")
+    assert done.exit_code == 1 and "does not exist" in " ".join(done.output.split())

@@ -50,8 +50,6 @@ def test_checksums(tmp_path):
     path.write_bytes(b"abc" * 10**6)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert sha256(path) == digest
-    with path.open("rb") as file:
-        assert download._digest(file) == digest
     check_sha256("f", digest, digest)
     with pytest.raises(SourceError, match=r"f has SHA-256 .* damaged"):
         check_sha256("f", digest, "0" * 64)

@@ -142,3 +142,28 @@ def test_the_fast_type_follows_the_processor(monkeypatch, avx512, amx):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert models.fast_dtype("cpu") == (torch.bfloat16 if avx512 or amx else torch.float32)
+
+
+def test_every_shard_counts_in_the_digest(tmp_path):
+    digests = set()
+    for i in range(2):
+        model = build_llama(torch.float32)
+        model.lm_head.weight.data += i
+        model.save_pretrained(tmp_path / str(i), max_shard_size="20KB")
+        assert (tmp_path / str(i) / "model.safetensors.index.json").is_file()
+        digests.add(models._weights_sha256(str(tmp_path / str(i))))
+    assert len(digests) == 2 and None not in digests
+
+
+def test_the_hub_caches_own_digest_is_used(tmp_path):
+    digest = "ab" * 32
+    (tmp_path / digest).write_bytes(b"not hashed again")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / digest)
+    assert models._weights_sha256(str(tmp_path)) == digest
+
+
+def test_a_damaged_model_is_one_error(model_folder):
+    weights = Path(model_folder, "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SourceError, match="can't be loaded"):
+        models.load(model_folder, torch.float32)

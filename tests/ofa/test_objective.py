@@ -77,5 +77,19 @@ def test_gradient_in_bfloat16_is_finite_and_float32():
 
 @pytest.mark.parametrize("field", ["n_probes", "sharpness_every", "epochs", "batch_size"])
 def test_nonsense_settings_are_refused(field):
-    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{field} must be an integer of at least 1, got 0"):
         OFAConfig(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    "setting", [{"lr": float("nan")}, {"lambda_sharp": float("inf")}, {"weight_decay": -1}]
+)
+def test_numbers_that_are_none_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        OFAConfig(**setting)
+
+
+def test_one_layer_has_no_sharpness_term():
+    model = build_llama(n_layers=1)
+    with pytest.raises(ValueError, match="at least two layers"):
+        objective(model, make_batch(), OFAConfig(lambda_step=0))

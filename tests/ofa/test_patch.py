@@ -3,11 +3,14 @@ import copy
 import peft
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification
 
 import ofa
+import ofa_kernels
 from ofa.norm import RMSNorm
 from ofa.patch import named_norms
+from ofa_kernels import rms_norm
 from tests.ofa.conftest import build_llama, make_batch
 
 
@@ -142,7 +145,7 @@ def test_wrapping_after_patching_is_refused():
     wrapped = peft.get_peft_model(
         model, peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm"])
     )
-    with pytest.raises(ValueError, match="wrap, then patch"):
+    with pytest.raises(ValueError, match="wrap or cast, then patch"):
         ofa.patch_model(wrapped)
 
 
@@ -161,3 +164,56 @@ def test_an_unknown_norm_is_refused_and_nothing_is_changed(llama):
         ofa.patch_model(llama)
     assert not any(isinstance(module, RMSNorm) for *_, module in named_norms(llama))
     assert all(p.requires_grad for p in llama.parameters())
+
+
+def test_accelerates_hooks_call_the_new_norm_and_the_old_one_after_undo(monkeypatch):
+    model, batch = build_llama(torch.bfloat16), make_batch()
+    before = logits(model, batch)
+    for *_, norm in named_norms(model):
+        add_hook_to_module(norm, AlignDevicesHook(io_same_device=True))
+    calls = []
+    monkeypatch.setattr(ofa_kernels, "rms_norm", lambda *args: calls.append(1) or rms_norm(*args))
+    report = ofa.patch_model(model)
+    assert torch.equal(logits(model, batch), before) and len(calls) == 7
+    report.undo()
+    assert torch.equal(logits(model, batch), before) and len(calls) == 7
+
+
+def test_norms_that_would_not_listen_are_refused(llama):
+    llama.model.norm.forward = lambda x: x
+    with pytest.raises(ValueError, match="the forward of norm was replaced"):
+        ofa.patch_model(llama)
+    del llama.model.norm.forward
+    llama.model.norm.to("meta")
+    with pytest.raises(ValueError, match="the weight of norm is offloaded"):
+        ofa.patch_model(llama)
+    llama.model.norm = torch.nn.RMSNorm(24)
+    with pytest.raises(ValueError, match="norm is a RMSNorm; only LlamaRMSNorm"):
+        ofa.patch_model(llama)
+    assert all(p.requires_grad for p in llama.parameters())
+
+
+def test_patching_again_frees_gamma_and_freezes_what_came_since():
+    model = build_llama(torch.float32)
+    report = ofa.patch_model(model)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    lora = [p for n, p in wrapped.named_parameters() if "lora" in n]
+    assert ofa.patch_model(wrapped) is report
+    assert all(norm.module.weight.requires_grad for norm in report.norms)
+    assert lora and not any(p.requires_grad for p in lora)
+    report.undo()
+    assert all(p.requires_grad for p in lora)
+
+
+def test_a_gamma_that_was_cast_is_refused(llama):
+    ofa.patch_model(llama)
+    llama.bfloat16()
+    with pytest.raises(ValueError, match="wrapped or cast"):
+        ofa.patch_model(llama)
+
+
+def test_virtual_tokens_are_refused():
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    wrapped = peft.get_peft_model(build_llama(torch.float32), config)
+    with pytest.raises(ValueError, match="PROMPT_TUNING of PEFT can't be combined"):
+        ofa.patch_model(wrapped)

@@ -73,3 +73,15 @@ def test_a_patched_model_scores_alike(llama, tokenizer, task):
     before = score(llama, tokenizer, task, TEXTS).log_probs
     ofa.patch_model(llama)
     torch.testing.assert_close(score(llama, tokenizer, task, TEXTS).log_probs, before)
+
+
+def test_nan_is_no_prediction(llama, tokenizer, task):
+    llama.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="logits are NaN or infinite"):
+        score(llama, tokenizer, task, TEXTS)
+
+
+def test_long_prompts_come_in_smaller_batches(monkeypatch):
+    monkeypatch.setattr(scoring, "ROWS_PER_BATCH", 3)
+    monkeypatch.setattr(scoring, "TOKENS_PER_BATCH", 40)
+    assert scoring._batches([50, 1, 9, 1, 1, 1, 30], shared=10) == [[1, 3, 4], [5, 2], [6], [0]]

@@ -133,3 +133,31 @@ def test_the_bar_shows_the_terms(model, tokenizer, task, shots, capsys):
     ofa.fit(model, tokenizer, task, shots, CONFIG, progress=True)
     shown = capsys.readouterr().err
     assert "adapting" in shown and "8/8" in shown and "CE" in shown and "J" in shown and "H" in shown
+
+
+def test_every_epoch_sees_every_shot_in_an_order_of_its_own(model, tokenizer, task, shots, monkeypatch):
+    seen = []
+
+    def spy(model, batch, cfg, step):
+        assert not model.training
+        words = [shots[i]["label"] for i in batch["example_ids"].tolist()]
+        assert batch["labels"].tolist() == [task.label_ids(tokenizer)[word] for word in words]
+        seen.append(batch["example_ids"].tolist())
+        return objective(model, batch, cfg, step)
+
+    monkeypatch.setattr(trainer, "objective", spy)
+    model.train()
+    ofa.fit(model, tokenizer, task, shots, OFAConfig(epochs=3, batch_size=4), progress=False)
+    epochs = [seen[i] + seen[i + 1] for i in (0, 2, 4)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_weight_decay_is_applied(tokenizer, task, shots):
+    norms = []
+    for decay in (0.0, 1.0):
+        model = build_llama(torch.float32)
+        config = OFAConfig(epochs=4, lr=1e-2, weight_decay=decay, lambda_sharp=0)
+        ofa.fit(model, tokenizer, task, shots, config, progress=False)
+        norms.append(torch.cat(gammas(model)).norm())
+    assert norms[1] < norms[0]

@@ -4,7 +4,7 @@ from collections import Counter
 import datasets
 import pytest
 
-from ofa.fewshot.protocol import draw_shots, number_labels, read_rows, read_texts
+from ofa.fewshot.protocol import draw_shots, draw_test, number_labels, read_rows, read_texts
 
 ROWS = [{"text": f"text, {i}", "label": "no" if i % 3 else "yes"} for i in range(12)]
 
@@ -82,6 +82,7 @@ def test_an_unreachable_data_set_says_what_else_to_do(monkeypatch):
         (["yes", "no", "yes"], None, ([1, 0, 1], ("no", "yes"))),
         (["yes", "no"], ["yes", "no"], ([0, 1], ("yes", "no"))),
         ([1, 0], ["no", "yes"], ([1, 0], ("no", "yes"))),
+        ([1, 3], ["1", "2", "3"], ([0, 2], ("1", "2", "3"))),
         (["1", "0"], ["no", "yes"], ([1, 0], ("no", "yes"))),
     ],
 )
@@ -118,3 +119,31 @@ def test_a_class_that_is_too_small_is_named():
     rows = [{"text": str(i), "label": int(i == 0)} for i in range(9)]
     with pytest.raises(ValueError, match="class 'rare' has 1 examples, and 5 per class are asked for"):
         draw_shots(rows, 5, 0, ("common", "rare"))
+
+
+def test_a_lone_quotation_mark_swallows_no_rows(tmp_path):
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"bright\tyes\nso 5" long\tno\n')
+    assert [row["text"] for row in read_rows(str(tmp_path / "a.tsv"))] == ['"bright', 'so 5" long']
+    (tmp_path / "a.csv").write_text('text,label\n"bright,yes\ndull,no\n')
+    with pytest.raises(ValueError, match=r"a\.csv, line \d: unexpected end of data"):
+        read_rows(str(tmp_path / "a.csv"))
+
+
+def test_unlabelled_rows_of_a_data_set_are_refused(monkeypatch):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    data = datasets.Dataset.from_dict({"text": ["a"], "label": [-1]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: data)
+    with pytest.raises(ValueError, match=r"row 0: no label \(-1\)"):
+        read_rows("owner/name")
+
+
+def test_the_test_rows_are_balanced_whatever_the_order():
+    rows = [{"text": str(i), "label": int(i >= 300)} for i in range(600)]
+    test = draw_test(rows, 200, seed=0, n_classes=2)
+    assert Counter(row["label"] for row in test) == {0: 100, 1: 100}
+    assert draw_test(rows, 200, 0, 2) == test != draw_test(rows, 200, 1, 2)
+    few = draw_test(rows[:305], 200, 0, 2)
+    assert Counter(row["label"] for row in few) == {0: 195, 1: 5}
+    assert len(draw_test(rows, 1000, 0, 2)) == 600
