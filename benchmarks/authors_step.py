@@ -33,9 +33,11 @@ def _noisy_states(model: nn.Module, inputs: dict[str, Tensor], shifts: list[Tens
 
 
 def authors_loss(model: nn.Module, batch: dict[str, Tensor], gammas: list[Tensor]) -> Tensor:
-    """CE + 1e-2 J + 1e-3 H as published: J of squared norms from t = 2 with the last state after the final
-    norm, H by finite differences with noise in all layers at once, softplus, no σ and no division by ε.
-    """  # noqa: D205
+    """CE + 1e-2 J + 1e-3 mean H.
+
+    J is of squared norms, from t = 2, with the last state after the final norm; H of noise in all layers at
+    once, under a softplus, with no σ and the residual's identity left in.
+    """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     rows = torch.arange(len(batch["labels"]))
     last = batch["attention_mask"].sum(-1) - 1

@@ -99,30 +99,27 @@ def _rounds(x):
     return {"rounds": 7, "warmup_rounds": 2, "iterations": max(1, 4_000_000 // x.numel())}
 
 
-def _describe(benchmark, operator, name, x, passes):
+def _prepare(benchmark, problem, operator, name, passes):
+    """(norm, its weight, x, dy), found right, with the benchmark labelled."""
+    gamma, x, dy = problem
+    norm, weight = IMPLEMENTATIONS[name](gamma, x.dtype)
+    assert_right(norm, weight, x, dy)
     rows, columns = x.shape
     benchmark.group = f"{operator}, {rows} x {columns}, {str(x.dtype).removeprefix('torch.')}"
     benchmark.extra_info.update(
         label=name, baseline=name == "LlamaRMSNorm", bytes=passes * x.numel() * x.element_size()
     )
+    return norm, weight, x, dy
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_forward(benchmark, problem, name):
-    gamma, x, dy = problem
-    norm, weight = IMPLEMENTATIONS[name](gamma, x.dtype)
-    assert_right(norm, weight, x, dy)
-    _describe(benchmark, "RMSNorm forward", name, x, passes=2)
-
+    norm, _, x, _ = _prepare(benchmark, problem, "RMSNorm forward", name, passes=2)
     with torch.no_grad():
         benchmark.pedantic(norm, (x,), **_rounds(x))
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_forward_and_backward(benchmark, problem, name):
-    gamma, x, dy = problem
-    norm, weight = IMPLEMENTATIONS[name](gamma, x.dtype)
-    assert_right(norm, weight, x, dy)
-    _describe(benchmark, "RMSNorm forward + backward", name, x, passes=5)
-
+    norm, weight, x, dy = _prepare(benchmark, problem, "RMSNorm forward + backward", name, passes=5)
     benchmark.pedantic(lambda: torch.autograd.grad(norm(x), (x, weight), dy), **_rounds(x))

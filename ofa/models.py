@@ -82,7 +82,7 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
     except (OSError, ValueError, SafetensorError) as error:
         raise SourceError(f"{location} can't be loaded: {error}") from error
     model._ofa_source = source
-    return model.to(device).eval(), tokenizer
+    return model.to(device), tokenizer
 
 
 def source_of(model: PreTrainedModel) -> Source:
@@ -94,6 +94,8 @@ def source_of(model: PreTrainedModel) -> Source:
 
 def _weights_sha256(location: str) -> str | None:
     """Of the weight file, or of its shards' digests joined in order; made when asked for, not at load."""
+    if not location:  # a model made in memory; an empty path would be the current folder
+        return None
     single, index = (_find(location, name) for name in WEIGHT_FILES)
     if single:
         return _digest(single)

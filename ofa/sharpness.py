@@ -60,7 +60,7 @@ class _EarlierTokens:
 def token_map(model: nn.Module, states: TokenStates, t: int) -> Callable[[Tensor], Tensor]:
     """f_t(z) = layer_t(z) - z [B, D] of the prediction token, all earlier tokens held as they were."""
     layer = causal_lm(model).model.layers[t]
-    cache = {cache_argument(layer): _EarlierTokens(states.keys[t], states.values[t])}
+    cache = {cache_argument(type(layer)): _EarlierTokens(states.keys[t], states.values[t])}
     mask = torch.nn.functional.pad(states.earlier, (0, 1), value=True)
 
     def f(z: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +52,10 @@ class _Tap:
         return key, value
 
 
-def cache_argument(layer: nn.Module) -> str:
+@cache
+def cache_argument(layer_class: type) -> str:
     """The name under which a decoder layer takes its cache; transformers renamed it in 5.x."""
-    parameters = inspect.signature(type(layer).forward).parameters
+    parameters = inspect.signature(layer_class.forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"
 
 
@@ -128,7 +130,7 @@ def token_states(
     hidden = decoder.embed_tokens(input_ids)
     rotary = decoder.rotary_emb(hidden, position_ids)
     tap = _Tap(prefix, record)
-    cache = {cache_argument(decoder.layers[0]): tap}
+    tapped = {cache_argument(type(decoder.layers[0])): tap}
     states = [hidden[rows, last]]
     with attention_implementation(model, "sdpa"):
         for layer in decoder.layers:
@@ -137,7 +139,7 @@ def token_states(
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 position_embeddings=rotary,
-                **cache,
+                **tapped,
             )
             states.append(hidden[rows, last])
     logits = lm.lm_head(decoder.norm(states[-1]))

@@ -69,11 +69,10 @@ def _describe(row: dict) -> str:
 
 
 def _check_finite(step: int, terms: Objective, gradients: Sequence[Tensor]) -> None:
-    values = {name: term for name, term in vars(terms).items() if term is not None and name != "loss"}
-    values["loss"] = terms.loss
-    values["gradient"] = torch.stack([g.abs().max() for g in gradients]).max() if gradients else terms.loss
-    for name, value in values.items():
-        if not torch.isfinite(value):
+    largest = torch.stack([gradient.abs().max() for gradient in gradients]).max()
+    # the single terms first, so that the culprit is named and not the sum
+    for name, value in (*reversed(vars(terms).items()), ("gradient", largest)):
+        if value is not None and not torch.isfinite(value):
             raise NonFiniteError(
                 f"step {step}: the term {name} is {value.item()}; γ was put back to the last good step. "
                 "Lower lr or the term's weight, or use float32"

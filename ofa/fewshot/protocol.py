@@ -129,9 +129,8 @@ def number_labels(
         ValueError: numbers without words, an unknown label, or fewer than two classes.
     """
     found = sorted({str(row["label"]).strip() for row in rows})
-    if label_words is not None and set(found) <= set(label_words):
-        index = {word: i for i, word in enumerate(label_words)}
-    elif all(label.isdecimal() for label in found):
+    are_words = set(found) <= set(label_words or ())
+    if not are_words and all(label.isdecimal() for label in found):
         if label_words is None:
             raise ValueError(
                 f"the labels are numbers ({', '.join(found)}); name the classes in this order, "
