@@ -2,7 +2,9 @@ import pytest
 import torch
 
 import ofa
-from ofa.sharpness import ONE_QUERY
+from ofa.sharpness import ONE_QUERY, token_map
+from ofa.states import attention_implementation, token_states
+from ofa_kernels.reference import jacobian_trace, preconditioner
 from tests.ofa.conftest import build_llama, make_batch, one_row
 
 N_LAYERS = 3
@@ -33,6 +35,23 @@ def brute_force(model, row) -> torch.Tensor:
 def patched(llama):
     ofa.patch_model(llama)
     return llama.requires_grad_(False)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_tokens_own_map_has_exactly_the_sequences_trace(patched, side):
+    """No probes: what Hutchinson estimates is the quantity meant, to the last digits."""
+    batch = make_batch((7, 5), side)
+    states = token_states(patched, batch)
+    for t, layer in enumerate(patched.model.layers):
+        norm, z = layer.post_attention_layernorm, states.z[t]
+        with attention_implementation(patched, ONE_QUERY):
+            f = token_map(patched, states, t)
+            torch.testing.assert_close(f(z), states.z[t + 1] - z, rtol=1e-10, atol=1e-12)
+            p = preconditioner(z, norm.weight, norm.variance_epsilon)
+            traces = -jacobian_trace(f, z, p)
+        for i in range(2):
+            expected = brute_force(patched, one_row(batch, i))[t]
+            torch.testing.assert_close(traces[i], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_it_is_the_trace(patched):
