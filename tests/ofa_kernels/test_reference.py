@@ -172,11 +172,3 @@ def test_step_ratio_allows_a_zero_numerator():
 def test_step_ratio_refuses_other_shapes(shape):
     with pytest.raises(ValueError, match=r"states must be \[T\+1, B, D\]"):
         step_ratio(torch.zeros(shape))
-
-
-def test_preconditioner_is_gamma_over_sigma():
-    z, weight = torch.randn(3, 5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
-    got = reference.preconditioner(z, weight, 0.1, 1.0)
-    for row, expected in zip(got, z, strict=True):
-        sigma = (sum(v * v for v in expected.tolist()) / 5 + 0.1) ** 0.5
-        torch.testing.assert_close(row, (weight + 1) / sigma)
