@@ -1,0 +1,257 @@
+// Rademacher probes from Philox-4x32-10, regenerated wherever they are read. Which bit is whose:
+// ofa_kernels/probes.py.
+#include "rows.hpp"
+
+namespace ofa {
+namespace OFA_ISA {
+
+constexpr int64_t SIGNS_PER_CALL = 128;
+
+struct Signs {
+    uint32_t words[4];
+};
+
+static Signs philox(uint64_t seed, uint32_t group, uint32_t example, uint32_t probe, uint32_t layer) {
+    uint32_t c0 = group, c1 = example, c2 = probe, c3 = layer;
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t product0 = uint64_t(c0) * 0xD2511F53u, product1 = uint64_t(c2) * 0xCD9E8D57u;
+        c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ k0;
+        c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ k1;
+        c1 = static_cast<uint32_t>(product1);
+        c3 = static_cast<uint32_t>(product0);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return {{c0, c1, c2, c3}};
+}
+
+// The sign bits of one pair, at the places where T's order puts its columns.
+template <class T>
+struct SignMask;
+
+template <>
+struct SignMask<double> {
+    static Pair<double> of(uint32_t bits) {
+        typedef uint64_t Long __attribute__((vector_size(64), may_alias));
+        const Long b = Long{} + bits;
+        const Long low = {63, 62, 61, 60, 59, 58, 57, 56}, high = low - 8;
+        const Long top = Long{} + (uint64_t(1) << 63);
+        return {(Vec<double>)(b << low & top), (Vec<double>)(b << high & top)};
+    }
+};
+
+template <>
+struct SignMask<float> {
+    static Pair<float> of(uint32_t bits) {
+        const Words b = Words{} + bits;
+        const Words low = {31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16}, high = low - 16;
+        const Words top = Words{} + 0x80000000u;
+        return {(Vec<float>)(b << low & top), (Vec<float>)(b << high & top)};
+    }
+};
+
+template <>
+struct SignMask<float16> : SignMask<float> {};
+
+template <>
+struct SignMask<bfloat16> {
+    static Pair<float> of(uint32_t bits) {
+        const Words b = Words{} + bits;
+        const Words even = {31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1};
+        const Words top = Words{} + 0x80000000u;
+        return {(Vec<float>)(b << even & top), (Vec<float>)(b << (even - 1) & top)};
+    }
+};
+
+template <class A>
+inline Pair<A> flip(Pair<A> v, Pair<A> signs) {
+    return {(Vec<A>)((Words)v.a ^ (Words)signs.a), (Vec<A>)((Words)v.b ^ (Words)signs.b)};
+}
+
+struct Probe {
+    uint64_t seed;
+    uint32_t example, index, layer;
+};
+
+// Call body(column, signs, span) for each pair of a row of n columns.
+template <class T, class Body>
+inline void sweep_signs(const Probe& p, int64_t n, Body body) {
+    constexpr int columns = COLUMNS<Acc<T>>;
+    for (int64_t group = 0; group * SIGNS_PER_CALL < n; ++group) {
+        const Signs signs = philox(p.seed, static_cast<uint32_t>(group), p.example, p.index, p.layer);
+        const int64_t begin = group * SIGNS_PER_CALL;
+        sweep<columns>(begin, std::min(begin + SIGNS_PER_CALL, n), [&](int64_t j, auto span) {
+            const int64_t bit = j - begin;
+            body(j, SignMask<T>::of(signs.words[bit / 32] >> bit % 32), span);
+        });
+    }
+}
+
+template <class A>
+inline Pair<A> splat(A value) {
+    return {value - Vec<A>{}, value - Vec<A>{}};
+}
+
+template <class T>
+static void signs(const ofa_rademacher& c) {
+    T* out = static_cast<T*>(c.signs);
+    const int64_t rows = c.layers * c.probes * c.examples, n = c.columns;
+    const int64_t shares = threads_for(c.threads, rows, rows * n);
+    parallel(shares, [=, &c](int64_t share) {
+        const Part part(rows, share, shares);
+        for (int64_t i = part.begin; i < part.end; ++i) {
+            const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i % c.examples]),
+                              static_cast<uint32_t>(i / c.examples % c.probes),
+                              static_cast<uint32_t>(c.layer_ids[i / c.examples / c.probes])};
+            T* row = out + i * n;
+            sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {
+                put(row + j, flip(splat(Acc<T>(1)), mask), false, span);
+            });
+        }
+    });
+}
+
+template <class T>
+static double sum_of_squares(const T* row, int64_t n) {
+    SumOfSquares<T> xx;
+    sweep<COLUMNS<Acc<T>>>(0, n, [&xx, row](int64_t j, auto span) { xx.add(get(row + j, span)); });
+    return sum_of_squares(xx, row, n);
+}
+
+template <class T>
+static void probes(const ofa_preconditioned_probes& c) {
+    using A = Acc<T>;
+    Scratch<A> weights;
+    const int64_t n = c.columns, rows = c.rows;
+    const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
+    const T* z = static_cast<const T*>(c.z);
+    T* out = static_cast<T*>(c.out);
+    const int64_t shares = threads_for(c.threads, rows, c.probes * rows * n);
+    parallel(shares, [=, &c](int64_t share) {
+        const Part part(rows, share, shares);
+        for (int64_t i = part.begin; i < part.end; ++i) {
+            const A r = reciprocal_root<A>(sum_of_squares(z + i * c.z_stride, n), n, c.eps);
+            for (int64_t k = 0; k < c.probes; ++k) {
+                const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i]), static_cast<uint32_t>(k),
+                                  static_cast<uint32_t>(c.layer)};
+                T* row = out + (k * rows + i) * n;
+                sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {
+                    put(row + j, flip(load(w + j) * r, mask), false, span);
+                });
+            }
+        }
+    });
+}
+
+// With q = sum_k nu_k dp_k: dz = -r^2 z_hat mean(w q), dw = sum over rows of q r.
+template <class T>
+static void probes_backward(const ofa_preconditioned_probes_backward& c) {
+    using A = Acc<T>;
+    Scratch<A> weights, partial, sums_over_k;
+    const int64_t n = c.columns, rows = c.rows, width = padded<T>(n);
+    const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
+    const T* z = static_cast<const T*>(c.z);
+    const T* dp = static_cast<const T*>(c.dp);
+    T* dz = static_cast<T*>(c.dz);
+    const int64_t shares = threads_for(c.threads, rows, c.probes * rows * n);
+    A* dw = partial.zeros(shares * width);
+    A* all_q = sums_over_k.zeros(shares * width);
+    parallel(shares, [=, &c](int64_t share) {
+        const Part part(rows, share, shares);
+        A* own_dw = dw + share * width;
+        A* q = all_q + share * width;
+        for (int64_t i = part.begin; i < part.end; ++i) {
+            const T* in = z + i * c.z_stride;
+            const A r = reciprocal_root<A>(sum_of_squares(in, n), n, c.eps);
+            std::fill(q, q + width, A(0));
+            for (int64_t k = 0; k < c.probes; ++k) {
+                const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i]), static_cast<uint32_t>(k),
+                                  static_cast<uint32_t>(c.layer)};
+                const T* up = dp + k * c.dp_k + i * c.dp_stride;
+                sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {
+                    store(q + j, load(q + j) + flip(get(up + j, span), mask));
+                });
+            }
+            Sum<A> wq;
+            constexpr int64_t panel = PANEL_PAIRS * COLUMNS<A>;
+            for (int64_t begin = 0; begin < n; begin += panel) {
+                sweep<COLUMNS<A>>(begin, std::min(begin + panel, n), [&wq, own_dw, q, w, r](int64_t j, auto) {
+                    wq.add_product(load(w + j), load(q + j));
+                    store(own_dw + j, load(own_dw + j) + load(q + j) * r);
+                });
+                wq.flush();
+            }
+            const double mean = wq.value() / static_cast<double>(n);
+            const A factor = static_cast<A>(-static_cast<double>(r) * r * r * mean);
+            T* out = dz + i * n;
+            sweep<COLUMNS<A>>(0, n, [=](int64_t j, auto span) { put(out + j, get(in + j, span) * factor, false, span); });
+        }
+    });
+    pack_sum<T>(dw, shares, width, n, c.dw, c.weight_dtype);
+}
+
+template <class T>
+static void dot(const ofa_probe_dot& c) {
+    using A = Acc<T>;
+    const int64_t n = c.columns, all = c.probes * c.rows;
+    const T* t = static_cast<const T*>(c.t);
+    A* dots = static_cast<A*>(c.dots);
+    const int64_t shares = threads_for(c.threads, all, all * n);
+    parallel(shares, [=, &c](int64_t share) {
+        const Part part(all, share, shares);
+        for (int64_t at = part.begin; at < part.end; ++at) {
+            const int64_t k = at / c.rows, i = at % c.rows;
+            const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i]), static_cast<uint32_t>(k),
+                              static_cast<uint32_t>(c.layer)};
+            const T* row = t + k * c.t_k + i * c.t_stride;
+            Sum<A> sum;
+            sweep_signs<T>(probe, n, [&sum, row](int64_t j, auto mask, auto span) {
+                sum.add_product(flip(get(row + j, span), mask), splat(A(1)));
+                if ((j + COLUMNS<A>) % (PANEL_PAIRS * COLUMNS<A>) == 0) sum.flush();
+            });
+            sum.flush();
+            dots[at] = static_cast<A>(sum.value());
+        }
+    });
+}
+
+template <class T>
+static void scale(const ofa_probe_scale& c) {
+    using A = Acc<T>;
+    const int64_t n = c.columns, all = c.probes * c.rows;
+    const A* factors = static_cast<const A*>(c.scale);
+    T* out = static_cast<T*>(c.out);
+    const int64_t shares = threads_for(c.threads, all, all * n);
+    parallel(shares, [=, &c](int64_t share) {
+        const Part part(all, share, shares);
+        for (int64_t at = part.begin; at < part.end; ++at) {
+            const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[at % c.rows]),
+                              static_cast<uint32_t>(at / c.rows), static_cast<uint32_t>(c.layer)};
+            const Pair<A> factor = splat(plain_nan(factors[at]));
+            T* row = out + at * n;
+            sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {
+                put(row + j, flip(factor, mask), false, span);
+            });
+        }
+    });
+}
+
+int rademacher(const ofa_rademacher& c) {
+    return run(c.dtype, [&](auto* type) { signs<std::remove_pointer_t<decltype(type)>>(c); });
+}
+int preconditioned_probes(const ofa_preconditioned_probes& c) {
+    return run(c.dtype, [&](auto* type) { probes<std::remove_pointer_t<decltype(type)>>(c); });
+}
+int preconditioned_probes_backward(const ofa_preconditioned_probes_backward& c) {
+    return run(c.dtype, [&](auto* type) { probes_backward<std::remove_pointer_t<decltype(type)>>(c); });
+}
+int probe_dot(const ofa_probe_dot& c) {
+    return run(c.dtype, [&](auto* type) { dot<std::remove_pointer_t<decltype(type)>>(c); });
+}
+int probe_scale(const ofa_probe_scale& c) {
+    return run(c.dtype, [&](auto* type) { scale<std::remove_pointer_t<decltype(type)>>(c); });
+}
+
+}  // namespace OFA_ISA
+}  // namespace ofa

@@ -1,0 +1,156 @@
+// RMSNorm, first order. Notation: r = (mean(x^2) + eps)^(-1/2), x_hat = r x, w the weight plus offset,
+// g = w dy, c = mean(g x_hat).
+#include "rows.hpp"
+
+namespace ofa {
+namespace OFA_ISA {
+
+template <class T>
+struct ForwardSums {
+    SumOfSquares<T> xx;
+    void flush() {}
+};
+
+template <class T, bool ROUND_X_HAT, bool ADD>
+static void forward(const ofa_norm_forward& c) {
+    using A = Acc<T>;
+    const int64_t n = c.columns, x_stride = c.x_stride, residual_stride = c.residual_stride;
+    const double eps = c.eps;
+    Scratch<A> weights;
+    const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
+    const T* x = static_cast<const T*>(c.x);
+    const T* residual = static_cast<const T*>(c.residual);
+    T* y = static_cast<T*>(c.y);
+    T* s = static_cast<T*>(c.s);
+    const T* normed = ADD ? s : x;
+    const int64_t normed_stride = ADD ? n : x_stride;
+    const bool streamed = large(y, c.rows * n * sizeof(T));
+    if (ADD) large(s, c.rows * n * sizeof(T));
+
+    const int64_t shares = threads_for(c.threads, c.rows, c.rows * n);
+    parallel(shares, [=](int64_t share) {
+        const Part part(c.rows, share, shares);
+        row_groups<ForwardSums<T>, COLUMNS<A>>(
+            part.begin, part.end, n,
+            [=](int64_t i, ForwardSums<T>& sums) {
+                const T* in = x + i * x_stride;
+                const T* added = residual + i * residual_stride;
+                T* sum = s + i * n;
+                return [=, &sums](int64_t j, auto span) {
+                    auto v = get(in + j, span);
+                    if constexpr (ADD) {
+                        v = rounded<T>(v + get(added + j, span));
+                        put(sum + j, v, false, span);
+                    }
+                    sums.xx.add(v);
+                };
+            },
+            [=](const ForwardSums<T>& sums, int64_t i) {
+                return reciprocal_root<A>(sum_of_squares(sums.xx, normed + i * normed_stride, n), n, eps);
+            },
+            [=](int64_t i, A r) {
+                const T* in = normed + i * normed_stride;
+                T* out = y + i * n;
+                return [=](int64_t j, auto span) {
+                    auto x_hat = get(in + j, span) * r;
+                    if constexpr (ROUND_X_HAT) x_hat = rounded<T>(x_hat);
+                    put(out + j, load(w + j) * x_hat, streamed, span);
+                };
+            });
+    });
+}
+
+template <class T>
+struct BackwardSums {
+    SumOfSquares<T> xx;
+    Sum<Acc<T>> gx;
+    void flush() { gx.flush(); }
+};
+
+template <class A>
+struct BackwardScalars {
+    A r, x_hat_factor;
+};
+
+template <class T, bool NEED_DX, bool NEED_DW, bool ADD>
+static void backward(const ofa_norm_backward& c) {
+    using A = Acc<T>;
+    const int64_t n = c.columns, x_stride = c.x_stride, dy_stride = c.dy_stride, ds_stride = c.ds_stride;
+    const double eps = c.eps;
+    Scratch<A> weights, partial;
+    const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
+    const T* x = static_cast<const T*>(c.x);
+    const T* dy = static_cast<const T*>(c.dy);
+    const T* ds = static_cast<const T*>(c.ds);
+    T* dx = static_cast<T*>(c.dx);
+    const bool streamed = NEED_DX && large(dx, c.rows * n * sizeof(T));
+
+    const int64_t shares = threads_for(c.threads, c.rows, c.rows * n);
+    const int64_t width = padded<T>(n);
+    A* dw = NEED_DW ? partial.zeros(shares * width) : nullptr;
+    parallel(shares, [=](int64_t share) {
+        const Part part(c.rows, share, shares);
+        A* own_dw = dw + share * width;
+        row_groups<BackwardSums<T>, COLUMNS<A>>(
+            part.begin, part.end, n,
+            [=](int64_t i, BackwardSums<T>& sums) {
+                const T* in = x + i * x_stride;
+                const T* up = dy + i * dy_stride;
+                return [=, &sums](int64_t j, auto span) {
+                    const auto v = get(in + j, span);
+                    sums.xx.add(v);
+                    if constexpr (NEED_DX) sums.gx.add_product(load(w + j) * get(up + j, span), v);
+                };
+            },
+            [=](const BackwardSums<T>& sums, int64_t i) {
+                const A r = reciprocal_root<A>(sum_of_squares(sums.xx, x + i * x_stride, n), n, eps);
+                // r c = r^2 mean(g x)
+                const double gx = sums.gx.value() / static_cast<double>(n);
+                return BackwardScalars<A>{r, static_cast<A>(static_cast<double>(r) * r * gx)};
+            },
+            [=](int64_t i, BackwardScalars<A> k) {
+                const T* in = x + i * x_stride;
+                const T* up = dy + i * dy_stride;
+                const T* added = ds + i * ds_stride;
+                T* out = dx + i * n;
+                return [=](int64_t j, auto span) {
+                    const auto v = get(in + j, span);
+                    const auto d = get(up + j, span);
+                    const auto x_hat = v * k.r;
+                    if constexpr (NEED_DX) {
+                        auto result = load(w + j) * d * k.r - x_hat * k.x_hat_factor;
+                        if constexpr (ADD) result = result + get(added + j, span);
+                        put(out + j, result, streamed, span);
+                    }
+                    if constexpr (NEED_DW) store(own_dw + j, load(own_dw + j) + d * x_hat);
+                };
+            });
+    });
+    if (NEED_DW) pack_sum<T>(dw, shares, width, n, c.dw, c.weight_dtype);
+}
+
+int norm_forward(const ofa_norm_forward& c) {
+    return run(c.dtype, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        if (c.round_x_hat)
+            c.residual ? forward<T, true, true>(c) : forward<T, true, false>(c);
+        else
+            c.residual ? forward<T, false, true>(c) : forward<T, false, false>(c);
+    });
+}
+
+int norm_backward(const ofa_norm_backward& c) {
+    return run(c.dtype, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        if (!c.dx) {
+            if (c.dw) backward<T, false, true, false>(c);
+        } else if (c.dw) {
+            c.ds ? backward<T, true, true, true>(c) : backward<T, true, true, false>(c);
+        } else {
+            c.ds ? backward<T, true, false, true>(c) : backward<T, true, false, false>(c);
+        }
+    });
+}
+
+}  // namespace OFA_ISA
+}  // namespace ofa

@@ -1,0 +1,214 @@
+// How rows are shared among threads, where scratch memory comes from, and the order in which rows are walked.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <new>
+#include <utility>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "ofa.h"
+#include "vec.hpp"
+
+namespace ofa {
+namespace OFA_ISA {
+
+// torch's own grain: below it waking the other threads takes longer than they save
+constexpr int64_t SERIAL_ELEMENTS = 32 * 1024;
+// an output of this size would push out of the last-level cache what is still to be read; and glibc gives
+// memory of this size back to the system, so that every page of it is fresh
+constexpr int64_t LARGE_BYTES = int64_t(32) << 20;
+
+inline int64_t threads_for(int64_t threads, int64_t shares, int64_t elements) {
+    return elements < SERIAL_ELEMENTS ? 1 : std::max<int64_t>(1, std::min(threads, shares));
+}
+
+// Call share(i) for i < shares, each exactly once; which thread runs it changes nothing.
+template <class Share>
+inline void parallel(int64_t shares, Share&& share) {
+    if (shares == 1) {
+        share(int64_t(0));
+        return;
+    }
+#pragma omp parallel for num_threads(static_cast<int>(shares)) schedule(static, 1)
+    for (int64_t i = 0; i < shares; ++i) share(i);
+}
+
+// The i-th of `shares` contiguous parts of [0, n).
+struct Part {
+    int64_t begin, end;
+    Part(int64_t n, int64_t i, int64_t shares) : begin(n * i / shares), end(n * (i + 1) / shares) {}
+};
+
+// Whether an output is large; if so, its fresh pages are asked for 2 MiB at a time, since faulting in 4 KiB
+// pages takes longer than the arithmetic.
+inline bool large(void* output, int64_t bytes) {
+    if (bytes < LARGE_BYTES) return false;
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t page = uintptr_t(2) << 20;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(output) + page - 1) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(output) + bytes) / page * page;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+    return true;
+}
+
+// Memory for one call, in cache lines; throws std::bad_alloc, which entry points turn into OFA_NO_MEMORY.
+template <class A>
+class Scratch {
+  public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    ~Scratch() { std::free(memory_); }
+
+    A* zeros(int64_t count) {
+        const std::size_t bytes = (std::max<int64_t>(count, 1) * sizeof(A) + 63) / 64 * 64;
+        memory_ = std::aligned_alloc(64, bytes);
+        if (!memory_) throw std::bad_alloc();
+        std::memset(memory_, 0, bytes);
+        return static_cast<A*>(memory_);
+    }
+
+  private:
+    void* memory_ = nullptr;
+};
+
+// Call f with a null pointer to the storage type that dtype names.
+template <class F>
+inline void with_type(int64_t dtype, F&& f) {
+    switch (dtype) {
+        case OFA_FLOAT64: f(static_cast<double*>(nullptr)); break;
+        case OFA_FLOAT32: f(static_cast<float*>(nullptr)); break;
+        case OFA_BFLOAT16: f(static_cast<bfloat16*>(nullptr)); break;
+        default: f(static_cast<float16*>(nullptr)); break;
+    }
+}
+
+// The same for an operator's entry point, with what it has to return.
+template <class F>
+inline int run(int64_t dtype, F&& f) {
+    try {
+        with_type(dtype, f);
+    } catch (const std::bad_alloc&) {
+        return OFA_NO_MEMORY;
+    }
+    return OFA_OK;
+}
+
+// How long a weight, its tangent or its gradient is in memory: whole pairs, in T's order of columns.
+template <class T>
+inline int64_t padded(int64_t n) {
+    constexpr int64_t columns = COLUMNS<Acc<T>>;
+    return (n + columns - 1) / columns * columns;
+}
+
+// Where a column stands in a padded row: the inverse of column_of.
+template <class T>
+inline int64_t place_of(int64_t column) {
+    if (!std::is_same_v<T, bfloat16>) return column;
+    return column / 32 * 32 + column % 2 * 16 + column % 32 / 2;
+}
+
+// A NaN whose low bits are zero, which is what rounding to bfloat16 relies on.
+template <class A>
+inline A plain_nan(A value) {
+    return value == value ? value : std::numeric_limits<A>::quiet_NaN();
+}
+
+// `rows` weights of n columns in `dtype` as padded rows of the accumulation type, plus offset; zeros for null.
+template <class T>
+inline Acc<T>* unpack(const void* data, int64_t dtype, int64_t rows, int64_t n, double offset,
+                      Scratch<Acc<T>>& scratch) {
+    using A = Acc<T>;
+    A* out = scratch.zeros(rows * padded<T>(n));
+    if (!data) return out;
+    with_type(dtype, [&](auto* type) {
+        using W = std::remove_pointer_t<decltype(type)>;
+        for (int64_t i = 0; i < rows; ++i) {
+            const W* from = static_cast<const W*>(data) + i * n;
+            A* to = out + i * padded<T>(n);
+            sweep<COLUMNS<Acc<W>>>(0, n, [=](int64_t j, auto span) {
+                Acc<W> lanes[COLUMNS<Acc<W>>];
+                store(static_cast<Acc<W>*>(lanes), get(from + j, span));
+                for (int lane = 0; lane < COLUMNS<Acc<W>>; ++lane) {
+                    const int64_t column = j + column_of<W>(lane);
+                    if (column < n) to[place_of<T>(column)] = plain_nan(static_cast<A>(lanes[lane]) + static_cast<A>(offset));
+                }
+            });
+        }
+    });
+    return out;
+}
+
+// out [n] in `dtype` = the sum of `count` padded rows, in their order.
+template <class T>
+inline void pack_sum(const Acc<T>* rows, int64_t count, int64_t stride, int64_t n, void* out, int64_t dtype) {
+    with_type(dtype, [&](auto* type) {
+        using W = std::remove_pointer_t<decltype(type)>;
+        W* to = static_cast<W*>(out);
+        sweep<COLUMNS<Acc<W>>>(0, n, [=](int64_t j, auto span) {
+            Acc<W> lanes[COLUMNS<Acc<W>>] = {};
+            for (int lane = 0; lane < COLUMNS<Acc<W>>; ++lane) {
+                const int64_t column = j + column_of<W>(lane);
+                if (column >= n) continue;
+                Acc<T> sum = 0;
+                for (int64_t i = 0; i < count; ++i) sum += rows[i * stride + place_of<T>(column)];
+                lanes[lane] = plain_nan(static_cast<Acc<W>>(sum));
+            }
+            put(to + j, load(static_cast<const Acc<W>*>(lanes)), false, span);
+        });
+    });
+}
+
+// Of a row that was read: its sum of squares, again in double if a square was too large for float32.
+template <class T>
+inline double sum_of_squares(const SumOfSquares<T>& sum, const T* row, int64_t n) {
+    if (!std::is_same_v<T, bfloat16> || std::isfinite(sum.value())) return sum.value();
+    SumOfSquares<Acc<T>> wide;
+    sweep<COLUMNS<Acc<T>>>(0, n, [&wide, row](int64_t j, auto span) { wide.add(get(row + j, span)); });
+    return wide.value();
+}
+
+template <class A>
+inline A reciprocal_root(double sum_of_squares, int64_t n, double eps) {
+    return static_cast<A>(1.0 / std::sqrt(sum_of_squares / static_cast<double>(n) + eps));
+}
+
+// Columns that are worked on in all rows of a group before the next: what the rows share stays in the nearest
+// cache, and a chain of sums is no longer than this.
+constexpr int PANEL_PAIRS = 32;
+constexpr int GROUP_ROWS = 2;
+
+// For rows [begin, end): gather sums over each row, turn them into scalars, write the row, a group at a time.
+// gather(i, sums) and write(i, scalars) return what is called per pair, so that a row's pointers are found
+// once.
+template <class Sums, int COLUMNS_, class Gather, class Finish, class Write>
+inline void row_groups(int64_t begin, int64_t end, int64_t n, Gather gather, Finish finish, Write write) {
+    using Scalars = decltype(finish(std::declval<const Sums&>(), int64_t(0)));
+    constexpr int64_t panel = PANEL_PAIRS * COLUMNS_;
+    for (int64_t first = begin; first < end; first += GROUP_ROWS) {
+        const int64_t rows = std::min<int64_t>(GROUP_ROWS, end - first);
+        Sums sums[GROUP_ROWS]{};
+        Scalars scalars[GROUP_ROWS];
+        for (int64_t j = 0; j < n; j += panel)
+            for (int64_t i = 0; i < rows; ++i) {
+                Sums s = sums[i];
+                sweep<COLUMNS_>(j, std::min(j + panel, n), gather(first + i, s));
+                s.flush();
+                sums[i] = s;
+            }
+        for (int64_t i = 0; i < rows; ++i) scalars[i] = finish(sums[i], first + i);
+        for (int64_t j = 0; j < n; j += panel)
+            for (int64_t i = 0; i < rows; ++i)
+                sweep<COLUMNS_>(j, std::min(j + panel, n), write(first + i, scalars[i]));
+    }
+}
+
+}  // namespace OFA_ISA
+}  // namespace ofa

@@ -1,0 +1,351 @@
+"""The CPU kernels of `csrc`: finds and loads the library, and calls its C interface with torch's tensors.
+
+The library is built without an OpenMP runtime of its own and takes the one that torch has loaded, so there is
+one pool of threads; a second one that spins against torch's would halve the speed of both.
+"""
+
+import ctypes
+import struct
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ofa_kernels.reference import accumulation_dtype
+
+LIBRARY = Path(__file__).with_name("_native.so")
+BUILD_LOG = Path(__file__).with_name("_native.log")
+OPENMP_RUNTIMES = ("libgomp", "libiomp", "libomp")
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+# the members of each struct of csrc/include/ofa.h: q an integer or a pointer, d a double, Q the seed
+_CALLS = {
+    "norm_forward": "6q2d7q",
+    "norm_backward": "5q2d9q",
+    "norm_jvp": "6q2d8q",
+    "norm_backward_tangent": "6q2d14q",
+    "norm_jvp_backward": "6q2d14q",
+    "rademacher": "6qQ3q",
+    "preconditioned_probes": "6qQq2d5q",
+    "preconditioned_probes_backward": "6qQq2d9q",
+    "probe_dot": "5qQ6q",
+    "probe_scale": "5qQ4q",
+    "step_lengths": "5q4q",
+    "step_lengths_backward": "5q6q",
+}
+
+
+@cache
+def openmp_runtimes() -> tuple[str, ...]:
+    """The files of the OpenMP runtimes in this process; torch brings one."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return ()
+    files = {line.split(maxsplit=5)[5] for line in lines if line.count("/")}
+    return tuple(sorted(f for f in files if Path(f).name.startswith(OPENMP_RUNTIMES)))
+
+
+@cache
+def _load() -> tuple[dict, str]:
+    """The library's operators and its instruction set, or none and why."""
+    if not LIBRARY.exists():
+        if BUILD_LOG.exists():
+            return {}, f"not built; the compiler's message is in {BUILD_LOG}"
+        return {}, "not built; run `pip install -e .` with a C++17 compiler on PATH"
+    runtimes = openmp_runtimes()
+    if not runtimes:
+        return {}, "torch has loaded no OpenMP runtime whose threads it could share"
+    try:
+        # its names become visible to the library, whatever the file is called
+        ctypes.CDLL(runtimes[0], mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(LIBRARY))
+        operators = {}
+        for name, members in _CALLS.items():
+            function = getattr(library, f"ofa_run_{name}")
+            function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
+            operators[name] = function, struct.Struct(f"@{members}").pack
+        library.ofa_instruction_set.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        return {}, f"does not load: {error}"
+    return operators, library.ofa_instruction_set().decode()
+
+
+def missing() -> str | None:
+    """Why the library can't be used, or None."""
+    operators, reason = _load()
+    return None if operators else reason
+
+
+def description() -> str:
+    """The instruction set in use, and a warning where a second OpenMP runtime competes."""
+    runtimes = openmp_runtimes()
+    several = f"; {len(runtimes)} OpenMP runtimes are loaded: {', '.join(runtimes)}" if runtimes[1:] else ""
+    return _load()[1] + several
+
+
+def _call(name: str, *members) -> None:
+    function, pack = _load()[0][name]
+    if function(pack(*members)):
+        raise MemoryError(f"ofa_kernels: no memory for the scratch space of {name}")
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[rows, N] with unit column stride; a view where strides allow it."""
+    if x.dim() != 2:
+        x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def _stacked(t: Tensor | None, rows: Tensor) -> tuple[Tensor | None, int, int, int]:
+    """Tangents [*K, *x.shape] as [K, rows, N] with unit column stride, with pointer, K and row stride."""
+    if t is None:
+        return None, 0, 0, 0
+    t = t.reshape(-1, *rows.shape) if rows.numel() else t.new_empty(0, *rows.shape)
+    t = t if t.stride(2) == 1 or t.shape[2] == 1 else t.contiguous()
+    return t, t.data_ptr(), t.stride(0), t.stride(1)
+
+
+def _leading(x: Tensor, x_like: Tensor | None, weight_dot: Tensor | None) -> torch.Size:
+    """The tangents' dimensions *K."""
+    return x_like.shape[: x_like.dim() - x.dim()] if x_like is not None else weight_dot.shape[:-1]
+
+
+def _pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _like(t: Tensor) -> Tensor:
+    """Contiguous memory for a result of t's shape and type."""
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+def _empty(shape: torch.Size, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype)
+
+
+def _head(x: Tensor, weight: Tensor, rows: Tensor) -> tuple[int, ...]:
+    return DTYPES[x.dtype], DTYPES[weight.dtype], torch.get_num_threads(), *rows.shape
+
+
+def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, offset: float, rounding: str) -> Tensor:
+    """y of x's shape, contiguous."""
+    rows, weight, y = _rows(x), weight.contiguous(), _like(x)
+    round_x_hat = rounding == "hf" and offset == 0
+    pointers = rows.data_ptr(), rows.stride(0), 0, 0, weight.data_ptr(), y.data_ptr(), 0
+    _call("norm_forward", *_head(x, weight, rows), round_x_hat, eps, offset, *pointers)
+    return y
+
+
+def add_rms_norm_forward(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float, rounding: str
+) -> tuple[Tensor, Tensor]:
+    """(y, s) with s = x + residual, both of x's shape and contiguous, in one pass."""
+    rows, added, weight = _rows(x), _rows(residual), weight.contiguous()
+    y, s = _like(x), _like(x)
+    round_x_hat = rounding == "hf" and offset == 0
+    inputs = rows.data_ptr(), rows.stride(0), added.data_ptr(), added.stride(0), weight.data_ptr()
+    _call(
+        "norm_forward", *_head(x, weight, rows), round_x_hat, eps, offset, *inputs, y.data_ptr(), s.data_ptr()
+    )
+    return y, s
+
+
+def rms_norm_backward(
+    x: Tensor,
+    weight: Tensor,
+    dy: Tensor,
+    ds: Tensor | None,
+    eps: float,
+    offset: float,
+    need_dx: bool,
+    need_dw: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dx (plus ds, where given) of x's shape and dw [N], each where needed; dy is read only."""
+    rows, up, weight = _rows(x), _rows(dy), weight.contiguous()
+    added = None if ds is None else _rows(ds)
+    dx = _like(x) if need_dx else None
+    dw = _like(weight) if need_dw else None
+    inputs = rows.data_ptr(), rows.stride(0), weight.data_ptr(), up.data_ptr(), up.stride(0)
+    inputs += (0, 0) if added is None else (added.data_ptr(), added.stride(0))
+    _call("norm_backward", *_head(x, weight, rows), eps, offset, *inputs, _pointer(dx), _pointer(dw))
+    return dx, dw
+
+
+def rms_norm_jvp(
+    x: Tensor, weight: Tensor, x_dot: Tensor | None, weight_dot: Tensor | None, eps: float, offset: float
+) -> Tensor:
+    """ẏ [*K, *x.shape] of K tangents that share one primal."""
+    leading = _leading(x, x_dot, weight_dot)
+    rows, weight, weight_dot = _rows(x), weight.contiguous(), _contiguous(weight_dot)
+    x_dot, *direction = _stacked(x_dot, rows)
+    y_dot = _empty(leading + x.shape, x)
+    inputs = rows.data_ptr(), rows.stride(0), weight.data_ptr(), *direction, _pointer(weight_dot)
+    _call("norm_jvp", *_head(x, weight, rows), leading.numel(), eps, offset, *inputs, y_dot.data_ptr())
+    return y_dot
+
+
+def rms_norm_backward_tangent(
+    x: Tensor,
+    weight: Tensor,
+    dy: Tensor,
+    x_dot: Tensor | None,
+    weight_dot: Tensor | None,
+    dy_dot: Tensor | None,
+    eps: float,
+    offset: float,
+    need_dw: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Tangents (dẋ [*K, *x.shape], dẇ [*K, N]) of `rms_norm_backward`, K of them sharing one primal."""
+    leading = _leading(x, dy_dot if x_dot is None else x_dot, weight_dot)
+    rows, up, weight, weight_dot = _rows(x), _rows(dy), weight.contiguous(), _contiguous(weight_dot)
+    x_dot, *direction = _stacked(x_dot, rows)
+    dy_dot, *up_change = _stacked(dy_dot, rows)
+    dx_dot = _empty(leading + x.shape, x)
+    dw_dot = _empty(leading + weight.shape, weight) if need_dw else None
+    inputs = rows.data_ptr(), rows.stride(0), weight.data_ptr(), up.data_ptr(), up.stride(0)
+    inputs += *direction, _pointer(weight_dot), *up_change
+    head = *_head(x, weight, rows), leading.numel(), eps, offset
+    _call("norm_backward_tangent", *head, *inputs, dx_dot.data_ptr(), _pointer(dw_dot))
+    return dx_dot, dw_dot
+
+
+def rms_norm_jvp_backward(
+    x: Tensor,
+    weight: Tensor,
+    dy: Tensor,
+    x_dot: Tensor | None,
+    weight_dot: Tensor | None,
+    eps: float,
+    offset: float,
+    need_dw: bool,
+    need_dw_dot: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Gradients (dx, dw, dẋ, dẇ) of ⟨dy, `rms_norm_jvp`⟩; dx and dw are summed over K."""
+    leading = _leading(x, dy, None)
+    rows, weight, weight_dot = _rows(x), weight.contiguous(), _contiguous(weight_dot)
+    x_dot, *direction = _stacked(x_dot, rows)
+    dy, *up = _stacked(dy, rows)
+    dx, dx_dot = _like(x), _empty(leading + x.shape, x)
+    dw = _like(weight) if need_dw else None
+    dw_dot = _empty(leading + weight.shape, weight) if need_dw_dot else None
+    inputs = rows.data_ptr(), rows.stride(0), weight.data_ptr(), *up, *direction, _pointer(weight_dot)
+    outputs = dx.data_ptr(), _pointer(dw), dx_dot.data_ptr(), _pointer(dw_dot)
+    head = *_head(x, weight, rows), leading.numel(), eps, offset
+    _call("norm_jvp_backward", *head, *inputs, *outputs)
+    return dx, dw, dx_dot, dw_dot
+
+
+def rademacher(
+    n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: int, dtype: torch.dtype
+) -> Tensor:
+    """±1 as [layers, n_probes, examples, n_cols]."""
+    layers, example_ids = layers.contiguous(), example_ids.contiguous()
+    out = torch.empty(layers.numel(), n_probes, example_ids.numel(), n_cols, dtype=dtype)
+    sizes = DTYPES[dtype], torch.get_num_threads(), *out.shape
+    _call("rademacher", *sizes, seed, layers.data_ptr(), example_ids.data_ptr(), out.data_ptr())
+    return out
+
+
+def preconditioned_probes(
+    z: Tensor,
+    weight: Tensor,
+    eps: float,
+    offset: float,
+    seed: int,
+    n_probes: int,
+    example_ids: Tensor,
+    layer: int,
+) -> Tensor:
+    """(weight + offset) r ν as [n_probes, rows, D], for z [rows, D]."""
+    rows, weight, example_ids = _rows(z), weight.contiguous(), example_ids.contiguous()
+    out = _empty((n_probes, *z.shape), z)
+    sizes = DTYPES[z.dtype], DTYPES[weight.dtype], torch.get_num_threads(), n_probes, *z.shape
+    pointers = example_ids.data_ptr(), rows.data_ptr(), rows.stride(0), weight.data_ptr(), out.data_ptr()
+    _call("preconditioned_probes", *sizes, seed, layer, eps, offset, *pointers)
+    return out
+
+
+def preconditioned_probes_backward(
+    z: Tensor,
+    weight: Tensor,
+    dp: Tensor,
+    eps: float,
+    offset: float,
+    seed: int,
+    example_ids: Tensor,
+    layer: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients (dz, dw) of ⟨dp, `preconditioned_probes`⟩, dp [n_probes, rows, D]."""
+    rows, weight, example_ids = _rows(z), weight.contiguous(), example_ids.contiguous()
+    dp, *up = _stacked(dp, rows)
+    dz, dw = _like(z), _like(weight)
+    sizes = DTYPES[z.dtype], DTYPES[weight.dtype], torch.get_num_threads(), *dp.shape
+    inputs = example_ids.data_ptr(), rows.data_ptr(), rows.stride(0), weight.data_ptr(), *up
+    _call(
+        "preconditioned_probes_backward",
+        *sizes,
+        seed,
+        layer,
+        eps,
+        offset,
+        *inputs,
+        dz.data_ptr(),
+        dw.data_ptr(),
+    )
+    return dz, dw
+
+
+def probe_dot(t: Tensor, seed: int, example_ids: Tensor, layer: int) -> Tensor:
+    """Σ_columns ν t as [n_probes, rows] in the accumulation type, for t [n_probes, rows, D]."""
+    t = t if t.stride(2) == 1 or t.shape[2] == 1 else t.contiguous()
+    example_ids = example_ids.contiguous()
+    dots = torch.empty(t.shape[:2], dtype=accumulation_dtype(t))
+    sizes = DTYPES[t.dtype], torch.get_num_threads(), *t.shape
+    pointers = example_ids.data_ptr(), t.data_ptr(), t.stride(0), t.stride(1), dots.data_ptr()
+    _call("probe_dot", *sizes, seed, layer, *pointers)
+    return dots
+
+
+def probe_scale(
+    scale: Tensor, n_cols: int, seed: int, example_ids: Tensor, layer: int, dtype: torch.dtype
+) -> Tensor:
+    """Scale ν as [n_probes, rows, n_cols]: the transpose of `probe_dot`."""
+    out = torch.empty(*scale.shape, n_cols, dtype=dtype)
+    scale, example_ids = scale.to(accumulation_dtype(out)).contiguous(), example_ids.contiguous()
+    sizes = DTYPES[dtype], torch.get_num_threads(), *out.shape
+    _call("probe_scale", *sizes, seed, layer, example_ids.data_ptr(), scale.data_ptr(), out.data_ptr())
+    return out
+
+
+def step_lengths(states: Tensor) -> Tensor:
+    """‖Z_t - Z_{t-1}‖ as [T, B] in the accumulation type."""
+    states = states if states.stride(2) == 1 or states.shape[2] == 1 else states.contiguous()
+    steps, examples, columns = states.shape[0] - 1, *states.shape[1:]
+    lengths = torch.empty(steps, examples, dtype=accumulation_dtype(states))
+    sizes = DTYPES[states.dtype], torch.get_num_threads(), steps, examples, columns
+    pointers = states.data_ptr(), states.stride(0), states.stride(1), lengths.data_ptr()
+    _call("step_lengths", *sizes, *pointers)
+    return lengths
+
+
+def step_lengths_backward(states: Tensor, lengths: Tensor, dlengths: Tensor) -> Tensor:
+    """Gradient of ⟨dlengths, `step_lengths`⟩ in the states, in one pass."""
+    states = states if states.stride(2) == 1 or states.shape[2] == 1 else states.contiguous()
+    lengths, dlengths, dstates = lengths.contiguous(), dlengths.contiguous(), _like(states)
+    sizes = DTYPES[states.dtype], torch.get_num_threads(), states.shape[0] - 1, *states.shape[1:]
+    pointers = states.data_ptr(), states.stride(0), states.stride(1)
+    _call(
+        "step_lengths_backward",
+        *sizes,
+        *pointers,
+        lengths.data_ptr(),
+        dlengths.data_ptr(),
+        dstates.data_ptr(),
+    )
+    return dstates
