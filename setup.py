@@ -88,7 +88,9 @@ class BuildNative(build_ext):
             for name, flags in INSTRUCTION_SETS.items()
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda job: run([*cxx, *FLAGS, *job[2], "-c", str(job[0]), "-o", str(job[1])]), jobs))
+            list(
+                pool.map(lambda job: run([*cxx, *FLAGS, *job[2], "-c", str(job[0]), "-o", str(job[1])]), jobs)
+            )
         # written whole or not at all
         unfinished = library.with_suffix(".part")
         run([*cxx, "-shared", "-s", *(str(job[1]) for job in jobs), "-o", str(unfinished)])

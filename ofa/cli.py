@@ -231,9 +231,10 @@ def info() -> None:
         from ofa.download import cache_dir
         from ofa.models import SMOLLM2_Q4, SOURCE_FILE, fast_dtype
         from ofa.patch import FAMILIES
+        from ofa_kernels import native
 
         report = ofa_kernels.backend_report()
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (kernels run on PyTorch)"
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
         device = "cuda" if torch.cuda.is_available() else "cpu"
         cached = (cache_dir() / SMOLLM2_Q4 / SOURCE_FILE).is_file()
         facts = {
@@ -242,6 +243,7 @@ def info() -> None:
             **{name: _version(name) for name in PACKAGES},
             "processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}",
             "GPU": gpu,
+            "CPU kernels": native.missing() or f"built, {native.description()}",
             "fast type": f"{fast_dtype(device)}".removeprefix("torch."),
             "model families": ", ".join(FAMILIES),
             "cache": f"{cache_dir()} ({SMOLLM2_Q4} {'is there' if cached else 'not yet downloaded'})",
@@ -250,8 +252,8 @@ def info() -> None:
     for name, value in facts.items():
         table.add_row(name, value)
     console.print(table)
-    backends = Table("operator", "backend", "state")
-    for row in report.rows:
+    backends = Table("backend", "state", "operators")
+    for row in report.by_backend():
         backends.add_row(*row)
     console.print(backends)
 

@@ -1,15 +1,17 @@
 """Fused operators for optimisation-inspired few-shot adaptation; usable without `ofa`."""
 
-from ofa_kernels.autograd import rms_norm
 from ofa_kernels.dispatch import backend_report
 from ofa_kernels.hutchinson import hutchinson_trace
-from ofa_kernels.probes import preconditioned_probes, rademacher
-from ofa_kernels.reference import step_ratio
+from ofa_kernels.norms import add_rms_norm, rms_norm
+from ofa_kernels.probes import preconditioned_probes, probe_dot, rademacher
+from ofa_kernels.steps import step_ratio
 
 __all__ = [
+    "add_rms_norm",
     "backend_report",
     "hutchinson_trace",
     "preconditioned_probes",
+    "probe_dot",
     "rademacher",
     "rms_norm",
     "step_ratio",

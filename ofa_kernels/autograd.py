@@ -1,48 +1,38 @@
-"""How the operators differentiate: kernels at first order, composed in PyTorch from there on.
+"""How the norms differentiate: fused kernels at first and second order, composed PyTorch from there on.
 
-Both functions follow `torch.func`'s rules (`setup_context`, `jvp`, `vmap`), so `grad`, `vjp`, `jvp`,
-`vmap` and their compositions work; second-order rules are the formulas of `reference.py`, which PyTorch
-differentiates again, so third derivatives are right too.
+Every function follows `torch.func`'s rules (`setup_context`, `jvp`, `vmap`), so `grad`, `vjp`, `jvp`, `vmap`
+and their nestings work. The derivative of a norm's derivative is a kernel again; the derivative of that is
+taken of the formulas in `reference.py`, so every order is right. `kernels` is the backend's module (`native`
+or `triton.launch`), chosen once, in the forward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ofa_kernels import reference
-from ofa_kernels.dispatch import backend_for
-
-ROUNDINGS = ("hf", "fp32")
+from ofa_kernels.composed import Composed, Operator, first_order, in_forward_mode, legacy_batched
 
 
-def _zeros_where_none(tangents: tuple[Tensor | None, ...], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.zeros_like(x) if t is None else t for t, x in zip(tangents, like, strict=True))
+def _batch_in_front(info, in_dims, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The tensors with the batch as their first dimension, expanded where they have none."""
+    return [
+        t if t is None else t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(tensors, in_dims, strict=True)
+    ]
 
 
-def _apply_tangent_rule(rule: Callable, ctx, tangents: tuple[Tensor | None, ...]):
-    """Call rule(primals, tangents) so that enclosing forward-mode levels see it.
+class RMSNorm(Operator):
+    """(x, w) -> y."""
 
-    PyTorch runs `jvp` with forward AD switched off and the primals still dual at this level; left so, a
-    jvp of a jvp silently loses the inner tangent's own tangent.
-    """
-    primals = tuple(forward_ad.unpack_dual(p).primal for p in ctx.saved_tensors)
-    tangents = _zeros_where_none(tangents, primals)
-    with forward_ad._set_fwd_grad_enabled(True):
-        return rule(*primals, *tangents, ctx.eps, ctx.offset)
-
-
-class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(x, weight, eps, offset, rounding):
-        from ofa_kernels.triton import launch
-
-        return launch.rms_norm_forward(x, weight, eps, offset, rounding)
+    def forward(x, weight, kernels, eps, offset, rounding):
+        return kernels.rms_norm_forward(x, weight, eps, offset, rounding)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, ctx.eps, ctx.offset, ctx.rounding = inputs
+        x, weight, ctx.kernels, ctx.eps, ctx.offset, _ = inputs
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
         ctx.set_materialize_grads(False)
@@ -50,106 +40,224 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         if dy is None:
-            return (None,) * 5
-        x, weight = ctx.saved_tensors
-        need_dx, need_dw = ctx.needs_input_grad[:2]
-        dx, dw = _RMSNormBackward.apply(x, weight, dy, ctx.eps, ctx.offset, need_dw)
-        return dx if need_dx else None, dw if need_dw else None, None, None, None
+            return (None,) * 6
+        dx, dw = _backward(ctx, *ctx.saved_tensors, dy, None, *ctx.needs_input_grad[:2])
+        return dx, dw, None, None, None, None
 
     @staticmethod
     def jvp(ctx, x_dot, weight_dot, *_):
-        return _apply_tangent_rule(reference.rms_norm_jvp, ctx, (x_dot, weight_dot))
+        def rule(primals, tangents):
+            return _jvp(*primals, *tangents, ctx.kernels, ctx.eps, ctx.offset)
+
+        return in_forward_mode(ctx, rule, (x_dot, weight_dot))
 
     @staticmethod
-    def vmap(info, in_dims, x, weight, eps, offset, rounding):
-        x_dim, weight_dim = in_dims[:2]
-        if weight_dim is None:  # rows are independent: a batch of rows is more rows
-            return _RMSNorm.apply(x.movedim(x_dim, 0), weight, eps, offset, rounding), 0
+    def vmap(info, in_dims, x, weight, kernels, eps, offset, rounding):
+        if in_dims[1] is None:  # rows are independent: a batch of rows is more rows
+            return RMSNorm.apply(x.movedim(in_dims[0], 0), weight, kernels, eps, offset, rounding), 0
 
         def norm(x, weight):
             return reference.rms_norm(x, weight, eps, offset, rounding)
 
-        return torch.func.vmap(norm, in_dims=(x_dim, weight_dim))(x, weight), 0
+        return torch.func.vmap(norm, in_dims=in_dims[:2])(x, weight), 0
 
 
-class _RMSNormBackward(torch.autograd.Function):
-    """(x, w, dy) -> (dx, dw); dw is None where it is not needed."""
+class AddRMSNorm(Operator):
+    """(x, residual, w) -> (y, s) with s = x + residual."""
 
     @staticmethod
-    def forward(x, weight, dy, eps, offset, need_dw):
-        from ofa_kernels.triton import launch
-
-        return launch.rms_norm_backward(x, weight, dy, eps, offset, need_dw)
+    def forward(x, residual, weight, kernels, eps, offset, rounding):
+        return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, dy, ctx.eps, ctx.offset, ctx.need_dw = inputs
-        ctx.save_for_backward(x, weight, dy)
-        ctx.save_for_forward(x, weight, dy)
+        x, residual, weight, ctx.kernels, ctx.eps, ctx.offset, _ = inputs
+        ctx.save_for_backward(output[1], weight)
+        ctx.save_for_forward(x, residual, weight)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, u, v):
+    def backward(ctx, dy, ds):
+        need_x, need_residual, need_dw, *_ = ctx.needs_input_grad
+        if dy is None:
+            return ds, ds, *(None,) * 5
+        dx, dw = _backward(ctx, *ctx.saved_tensors, dy, ds, need_x or need_residual, need_dw)
+        return dx if need_x else None, dx if need_residual else None, dw, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, x_dot, residual_dot, weight_dot, *_):
+        def rule(primals, tangents):
+            x, residual, weight = primals
+            x_dot, residual_dot, weight_dot = tangents
+            given = [t for t in (x_dot, residual_dot) if t is not None]
+            s_dot = sum(given[1:], given[0]) if given else None
+            y_dot = _jvp(x + residual, weight, s_dot, weight_dot, ctx.kernels, ctx.eps, ctx.offset)
+            return y_dot, torch.zeros_like(x) if s_dot is None else s_dot
+
+        return in_forward_mode(ctx, rule, (x_dot, residual_dot, weight_dot))
+
+    @staticmethod
+    def vmap(info, in_dims, x, residual, weight, kernels, eps, offset, rounding):
+        if in_dims[2] is None:
+            x, residual = _batch_in_front(info, in_dims[:2], (x, residual))
+            return AddRMSNorm.apply(x, residual, weight, kernels, eps, offset, rounding), (0, 0)
+
+        def norm(x, residual, weight):
+            return reference.add_rms_norm(x, residual, weight, eps, offset, rounding)
+
+        return torch.func.vmap(norm, in_dims=in_dims[:3])(x, residual, weight), (0, 0)
+
+
+def _backward(ctx, x, weight, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, Tensor | None]:
+    """(dx + ds, dw), by the kernel alone where nothing watches."""
+    if legacy_batched(dy, ds):
+        dx, dw = reference.rms_norm_backward(x, weight, dy, ctx.eps, ctx.offset)
+    elif first_order():
+        return ctx.kernels.rms_norm_backward(x, weight, dy, ds, ctx.eps, ctx.offset, need_dx, need_dw)
+    else:
+        dx, dw = RMSNormBackward.apply(x, weight, dy, ctx.kernels, ctx.eps, ctx.offset, need_dx, need_dw)
+    if not need_dx:
+        return None, dw
+    return dx if ds is None else dx + ds, dw if need_dw else None
+
+
+def _jvp(x, weight, x_dot, weight_dot, kernels, eps, offset) -> Tensor:
+    if legacy_batched(x_dot, weight_dot):
+        return reference.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
+    return RMSNormJvp.apply(x, weight, x_dot, weight_dot, kernels, eps, offset)
+
+
+class RMSNormBackward(Composed):
+    """(x, w, dy) -> (dx, dw); each is None where it is not needed."""
+
+    n_tensors = 3
+
+    @staticmethod
+    def formula(options):
+        _, eps, offset, *_ = options
+        return lambda x, weight, dy: reference.rms_norm_backward(x, weight, dy, eps, offset)
+
+    @staticmethod
+    def wanted(options):
+        return options[3:]
+
+    @staticmethod
+    def forward(x, weight, dy, kernels, eps, offset, need_dx, need_dw):
+        return kernels.rms_norm_backward(x, weight, dy, None, eps, offset, need_dx, need_dw)
+
+    @classmethod
+    def backward(cls, ctx, u, v):
         # ⟨dx, u⟩ + ⟨dw, v⟩ = ⟨dy, JVP(x, w; u, v)⟩, and second derivatives commute
-        if u is None and v is None:
-            return (None,) * 6
-        x, weight, dy = ctx.saved_tensors
-        u, v = _zeros_where_none((u, v), (x, weight))
-        dx, dw = reference.rms_norm_backward_tangent(
-            x, weight, dy, u, v, torch.zeros_like(dy), ctx.eps, ctx.offset
-        )
-        return dx, dw, reference.rms_norm_jvp(x, weight, u, v, ctx.eps, ctx.offset), None, None, None
+        if (u is None and v is None) or legacy_batched(u, v):
+            return super().backward(ctx, u, v)
+        (x, weight, dy), (kernels, eps, offset, *_) = ctx.saved_tensors, ctx.options
+        need_x, need_weight, need_dy = ctx.needs_input_grad[:3]
+        tangent, jvp = RMSNormBackwardTangent.apply, RMSNormJvp.apply
+        if first_order():
+            tangent, jvp = RMSNormBackwardTangent.forward, RMSNormJvp.forward
+        dx = dw = ddy = None
+        if need_x or need_weight:
+            dx, dw = tangent(x, weight, dy, u, v, None, kernels, eps, offset, need_weight)
+        if need_dy:
+            ddy = jvp(x, weight, u, v, kernels, eps, offset)
+        return dx, dw, ddy, None, None, None, None, None
+
+    @classmethod
+    def jvp(cls, ctx, x_dot, weight_dot, dy_dot, *_):
+        kernels, eps, offset, need_dx, need_dw = ctx.options
+
+        def rule(primals, tangents):
+            if legacy_batched(*tangents):
+                out = reference.rms_norm_backward_tangent(*primals, *tangents, eps, offset)
+                return cls._keep(ctx.options, out)
+            out = RMSNormBackwardTangent.apply(*primals, *tangents, kernels, eps, offset, need_dw)
+            return out[0] if need_dx else None, out[1]
+
+        return in_forward_mode(ctx, rule, (x_dot, weight_dot, dy_dot))
+
+    @classmethod
+    def vmap(cls, info, in_dims, *arguments):
+        need_dw = arguments[-1]
+        if in_dims[1] is None and not need_dw:
+            x, dy = _batch_in_front(info, in_dims[0:3:2], arguments[0:3:2])
+            return cls.apply(x, arguments[1], dy, *arguments[3:]), cls.out_dims(arguments[3:])
+        return super().vmap(info, in_dims, *arguments)
+
+
+class RMSNormJvp(Composed):
+    """(x, w, ẋ, ẇ) -> ẏ, for tangents [*K, ...] that share one primal; one of ẋ and ẇ may be None."""
+
+    n_tensors = 4
 
     @staticmethod
-    def jvp(ctx, x_dot, weight_dot, dy_dot, *_):
-        tangents = (x_dot, weight_dot, dy_dot)
-        dx_dot, dw_dot = _apply_tangent_rule(reference.rms_norm_backward_tangent, ctx, tangents)
-        return dx_dot, dw_dot if ctx.need_dw else None
+    def formula(options):
+        _, eps, offset = options
+        return lambda *tensors: reference.rms_norm_jvp(*tensors, eps, offset)
 
     @staticmethod
-    def vmap(info, in_dims, x, weight, dy, eps, offset, need_dw):
-        def backward(x, weight, dy):
-            return reference.rms_norm_backward(x, weight, dy, eps, offset)
+    def forward(x, weight, x_dot, weight_dot, kernels, eps, offset):
+        return kernels.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
 
-        return torch.func.vmap(backward, in_dims=in_dims[:3])(x, weight, dy), (0, 0)
+    @classmethod
+    def backward(cls, ctx, dy):
+        if dy is None or legacy_batched(dy):
+            return super().backward(ctx, dy)
+        x, weight, *tangents = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        gradients = RMSNormJvpBackward.forward if first_order() else RMSNormJvpBackward.apply
+        dx, dw, dx_dot, dw_dot = gradients(x, weight, dy, *tangents, *ctx.options, *needs)
+        return dx, dw, None if tangents[0] is None else dx_dot, dw_dot, None, None, None
+
+    @classmethod
+    def vmap(cls, info, in_dims, *arguments):
+        if in_dims[0] is None and in_dims[1] is None:  # one more dimension of tangents
+            tangents = _batch_in_front(info, in_dims[2:4], arguments[2:4])
+            return cls.apply(*arguments[:2], *tangents, *arguments[4:]), 0
+        return super().vmap(info, in_dims, *arguments)
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor, eps: float = 1e-6, offset: float = 0.0, rounding: str = "hf"
-) -> Tensor:
-    """Root-mean-square norm over the last dimension: y = (weight + offset) x / sqrt(mean(x²) + eps).
+class RMSNormBackwardTangent(Composed):
+    """(x, w, dy, ẋ, ẇ, dẏ) -> tangents of (dx, dw), [*K, ...]; dw's is None where it is not needed."""
 
-    Zhang & Sennrich 2019, equation 4. Differentiable at first and second order by `backward`, double
-    backward, forward AD and every `torch.func` transform. Under `torch.compile` the PyTorch composition is
-    used, which Inductor fuses. The backend is chosen by `OFA_BACKEND`, else by what runs best.
+    n_tensors = 6
 
-    Args:
-        x: [..., N], float64, float32, bfloat16 or float16; any strides.
-        weight: [N], of any of these types, on x's device (float32 on a bfloat16 x is the normal case).
-        eps: added to the mean square.
-        offset: added to the weight (1.0 for Gemma).
-        rounding: `"hf"` rounds the normalised x to x's type before the product, where `LlamaRMSNorm` does;
-            `"fp32"` rounds once, at the end. float64 is never rounded.
+    @staticmethod
+    def formula(options):
+        _, eps, offset, _ = options
+        return lambda *tensors: reference.rms_norm_backward_tangent(*tensors, eps, offset)
 
-    Returns:
-        [..., N] in x's type.
+    @staticmethod
+    def wanted(options):
+        return True, options[3]
 
-    Raises:
-        ValueError: shapes, devices or `rounding` don't fit.
-        TypeError: x or weight is not floating point.
-        RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
-    """
-    if not (x.is_floating_point() and weight.is_floating_point()):
-        raise TypeError(f"rms_norm: x and weight must be floating point, got {x.dtype} and {weight.dtype}")
-    if x.dim() == 0 or x.shape[-1] == 0 or weight.shape != x.shape[-1:]:
-        raise ValueError(
-            f"rms_norm: weight must be [N] for an x of [..., N] with N >= 1, got {tuple(weight.shape)} "
-            f"for {tuple(x.shape)}"
-        )
-    if x.device != weight.device:
-        raise ValueError(f"rms_norm: x is on {x.device} and weight on {weight.device}; move one of them")
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rms_norm: rounding must be one of {ROUNDINGS}, got {rounding!r}")
-    if torch.compiler.is_compiling() or backend_for(x) == "reference":
-        return reference.rms_norm(x, weight, eps, offset, rounding)
-    return _RMSNorm.apply(x, weight, eps, offset, rounding)
+    @staticmethod
+    def forward(x, weight, dy, x_dot, weight_dot, dy_dot, kernels, eps, offset, need_dw):
+        tangents = x_dot, weight_dot, dy_dot
+        return kernels.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, need_dw)
+
+    @classmethod
+    def vmap(cls, info, in_dims, *arguments):
+        if all(dim is None for dim in in_dims[:3]):
+            tangents = _batch_in_front(info, in_dims[3:6], arguments[3:6])
+            return cls.apply(*arguments[:3], *tangents, *arguments[6:]), cls.out_dims(arguments[6:])
+        return super().vmap(info, in_dims, *arguments)
+
+
+class RMSNormJvpBackward(Composed):
+    """(x, w, dy, ẋ, ẇ) -> gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; those of w and ẇ are None where not needed."""
+
+    n_tensors = 5
+
+    @staticmethod
+    def formula(options):
+        _, eps, offset, *_ = options
+        return lambda *tensors: reference.rms_norm_jvp_backward(*tensors, eps, offset)
+
+    @staticmethod
+    def wanted(options):
+        return True, options[3], True, options[4]
+
+    @staticmethod
+    def forward(x, weight, dy, x_dot, weight_dot, kernels, eps, offset, need_dw, need_dw_dot):
+        needs = need_dw, need_dw_dot
+        return kernels.rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, *needs)

@@ -4,18 +4,18 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ofa_kernels import native
+
 ENVIRONMENT_VARIABLE = "OFA_BACKEND"
-KERNELS = {"rms_norm": ("triton", "reference"), "rademacher": ("triton", "reference")}
-COMPOSED = ("preconditioned_probes", "hutchinson_trace", "step_ratio")
-BACKENDS = ("reference", "triton")
+BACKENDS = ("triton", "native", "reference")
+OPERATORS = ("rms_norm", "add_rms_norm", "rademacher", "preconditioned_probes", "probe_dot", "step_ratio")
+COMPOSED = ("hutchinson_trace",)
 KERNEL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# one row is held in registers; the compile gate (benchmarks/aot.md) finds no spills up to here in float32
-# and bfloat16, for row lengths divisible by 16
-MAX_COLUMNS = 8192
 
 
 @cache
@@ -43,39 +43,70 @@ def _triton_refuses(x: Tensor) -> str | None:
         return reason
     if not x.is_cuda and not _interpreting():
         return f"the tensor is on {x.device.type}; Triton needs a GPU (or TRITON_INTERPRET=1, for tests)"
-    if x.dtype not in KERNEL_DTYPES:
-        return f"no kernel for {x.dtype}"
-    if x.shape[-1] > MAX_COLUMNS:
-        return f"rows of {x.shape[-1]} are longer than {MAX_COLUMNS}"
-    return None
+    return None if x.dtype in KERNEL_DTYPES else f"no kernel for {x.dtype}"
+
+
+def _native_refuses(x: Tensor) -> str | None:
+    """Why the C++ kernels can't serve x, or None."""
+    if reason := native.missing():
+        return reason
+    if x.device.type != "cpu":
+        return f"the tensor is on {x.device.type}; the C++ kernels work on CPU tensors"
+    return None if x.dtype in KERNEL_DTYPES else f"no kernel for {x.dtype}"
 
 
 def _forced() -> str | None:
     name = os.environ.get(ENVIRONMENT_VARIABLE) or None
     if name is not None and name not in BACKENDS:
         raise ValueError(
-            f"{ENVIRONMENT_VARIABLE}={name!r} is unknown; use {' or '.join(BACKENDS)}, or unset it"
+            f"{ENVIRONMENT_VARIABLE}={name!r} is unknown; use {', '.join(BACKENDS)}, or unset it"
         )
     return name
 
 
+_REFUSES = {"triton": _triton_refuses, "native": _native_refuses}
+
+
 def backend_for(x: Tensor) -> str:
-    """The backend that serves an operator with kernels on x: the forced one, else the best that runs.
+    """The backend that serves x: the forced one, else the best that runs.
+
+    Under `torch.compile` it is always the reference, which Inductor fuses.
 
     Raises:
         ValueError: `OFA_BACKEND` names no backend.
         RuntimeError: the forced backend can't serve x.
     """
+    if torch.compiler.is_compiling():
+        return "reference"
     forced = _forced()
-    if forced == "reference":
-        return forced
-    if forced == "triton":
-        if reason := _triton_refuses(x):
+    if forced in _REFUSES:
+        if reason := _REFUSES[forced](x):
             raise RuntimeError(
-                f"{ENVIRONMENT_VARIABLE}=triton can't run here: {reason}; unset it to use PyTorch instead"
+                f"{ENVIRONMENT_VARIABLE}={forced} can't run here: {reason}; unset it to use what can"
             )
         return forced
-    return "triton" if x.is_cuda and _triton_refuses(x) is None else "reference"
+    if forced:
+        return forced
+    best = "triton" if x.is_cuda else "native"
+    return best if _REFUSES[best](x) is None else "reference"
+
+
+def kernels_for(*tensors: Tensor) -> ModuleType | None:
+    """The module of kernels that serves tensors on one device, or None where PyTorch composes the operator.
+
+    Subclasses of Tensor (fake, distributed, …) have no memory of their own to hand to a kernel: composed.
+    """
+    backend = backend_for(tensors[0])
+    if backend == "reference":
+        return None
+    for t in tensors:
+        if type(t) is not Tensor and type(t) is not torch.nn.Parameter:
+            return None
+    if backend == "native":
+        return native
+    from ofa_kernels.triton import launch
+
+    return launch
 
 
 @dataclass(frozen=True)
@@ -84,10 +115,17 @@ class BackendReport:
 
     rows: tuple[tuple[str, str, str], ...]
 
+    def by_backend(self) -> list[tuple[str, str, str]]:
+        """(backend, state, operators) with the operators that share both in one row."""
+        grouped: dict[tuple[str, str], list[str]] = {}
+        for operator, backend, state in self.rows:
+            grouped.setdefault((backend, state), []).append(operator)
+        return [(*key, ", ".join(operators)) for key, operators in grouped.items()]
+
     def __str__(self) -> str:
-        header = ("operator", "backend", "state")
-        widths = [max(len(row[i]) for row in (header, *self.rows)) for i in range(2)]
-        return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in (header, *self.rows))
+        table = [("backend", "state", "operators"), *self.by_backend()]
+        widths = [max(len(row[i]) for row in table) for i in range(2)]
+        return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in table)
 
 
 def backend_report() -> BackendReport:
@@ -101,13 +139,18 @@ def backend_report() -> BackendReport:
     """
     forced = _forced()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = forced or ("triton" if device == "cuda" and _triton_missing() is None else "reference")
+    sample = torch.empty(1, device=device)
+    best = "triton" if device == "cuda" else "native"
+    chosen = forced or ("reference" if _REFUSES[best](sample) else best)
 
     def state(backend: str) -> str:
-        reason = _triton_refuses(torch.empty(1, device=device)) if backend == "triton" else None
+        reason = _REFUSES[backend](sample) if backend in _REFUSES else None
         if backend == chosen:
             how = f"forced by {ENVIRONMENT_VARIABLE}" if forced else "chosen"
-            return f"{how}, but can't run: {reason}" if reason else f"serves {device} tensors ({how})"
+            if reason:
+                return f"{how}, but can't run: {reason}"
+            detail = f", {native.description()}" if backend == "native" else ""
+            return f"serves {device} tensors ({how}{detail})"
         if reason:
             return reason
         if forced:
@@ -116,6 +159,6 @@ def backend_report() -> BackendReport:
             return f"interpreted on {device}, for tests: used only where {ENVIRONMENT_VARIABLE}=triton"
         return "fallback: what the kernels don't take, and everything under torch.compile"
 
-    rows = [(name, backend, state(backend)) for name, backends in KERNELS.items() for backend in backends]
+    rows = [(name, backend, state(backend)) for name in OPERATORS for backend in BACKENDS]
     rows += [(name, "PyTorch", "composed of the operators above and PyTorch") for name in COMPOSED]
     return BackendReport(tuple(rows))

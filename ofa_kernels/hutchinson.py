@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ofa_kernels.probes import probe_signs
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels.probes import probe_dot, probe_signs
 
 METHODS = ("jvp", "fd")
 
@@ -76,8 +75,8 @@ def hutchinson_trace(
         raise ValueError(f"hutchinson_trace: z must be [rows, D], got {tuple(z.shape)}")
     if method not in METHODS:
         raise ValueError(f"hutchinson_trace: method must be one of {METHODS}, got {method!r}")
-    signs = probe_signs(z, seed, n_probes, example_ids, layer)  # [N, rows, D]
-    directions = (preconditioner * signs).to(z.dtype)
+    directions = preconditioner * probe_signs(z, seed, n_probes, example_ids, layer)  # [N, rows, D]
+    directions = directions.to(z.dtype)
     if method == "jvp":
         products = torch.func.vmap(lambda v: torch.func.jvp(fn, (z,), (v,))[1])(directions)
     else:
@@ -86,5 +85,4 @@ def hutchinson_trace(
         raise ValueError(
             f"hutchinson_trace: fn must keep z's shape {tuple(z.shape)}, got {tuple(products.shape[1:])}"
         )
-    acc = accumulation_dtype(z)
-    return TraceEstimate.from_probes((signs.to(acc) * products.to(acc)).sum(-1))
+    return TraceEstimate.from_probes(probe_dot(products, seed, example_ids, layer))

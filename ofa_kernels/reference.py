@@ -34,19 +34,42 @@ def _mean(t: Tensor) -> Tensor:
     return t.mean(-1, keepdim=True)
 
 
-def _sum_rows(t: Tensor) -> Tensor:
-    return t.sum(tuple(range(t.dim() - 1))) if t.dim() > 1 else t
+def _sum_rows(t: Tensor, row_dims: int | None = None) -> Tensor:
+    """Sum over the `row_dims` dimensions before the last; default: all of them."""
+    dims = tuple(range(-1 - (t.dim() - 1 if row_dims is None else row_dims), -1))
+    return t.sum(dims) if dims else t
+
+
+def _to_acc(t: Tensor | None, like: Tensor) -> Tensor | float:
+    """t in the accumulation type; an absent tangent is zero."""
+    return 0.0 if t is None else t.to(like.dtype)
+
+
+def _beside_rows(weight_dot: Tensor | None, x_hat: Tensor) -> Tensor | float:
+    """A weight's tangents [*K, N] as [*K, 1, ..., N], to stand beside x's rows."""
+    if weight_dot is None:
+        return 0.0
+    return weight_dot.to(x_hat.dtype)[(..., *(None,) * (x_hat.dim() - 1), slice(None))]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, rounding: str = "hf") -> Tensor:
-    """y = w x̂ (method: Zhang & Sennrich 2019); `hf` rounds x̂ to x's type first, as LlamaRMSNorm does."""
+    """y = w x̂ (Zhang & Sennrich 2019).
+
+    `hf` rounds where transformers does: LlamaRMSNorm (offset 0) rounds x̂ to x's type before the product,
+    GemmaRMSNorm (any other) once, at the end, as `fp32` always does.
+    """
     x_hat, _ = _normalise(x, eps)
-    if rounding == "hf":
-        x_hat = x_hat.to(x.dtype)
-    else:
-        weight = weight.to(x_hat.dtype)
-    w = weight + offset if offset else weight
-    return (w * x_hat).to(x.dtype)
+    if rounding == "hf" and offset == 0:
+        return (weight * x_hat.to(x.dtype)).to(x.dtype)
+    return ((weight.to(x_hat.dtype) + offset) * x_hat).to(x.dtype)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0, rounding: str = "hf"
+) -> tuple[Tensor, Tensor]:
+    """(norm of s, s) with s = x + residual in x's type."""
+    s = x + residual
+    return rms_norm(s, weight, eps, offset, rounding), s
 
 
 def rms_norm_backward(
@@ -61,31 +84,64 @@ def rms_norm_backward(
 
 
 def rms_norm_jvp(
-    x: Tensor, weight: Tensor, x_dot: Tensor, weight_dot: Tensor, eps: float, offset: float = 0.0
+    x: Tensor,
+    weight: Tensor,
+    x_dot: Tensor | None,
+    weight_dot: Tensor | None,
+    eps: float,
+    offset: float = 0.0,
 ) -> Tensor:
-    """ẏ = w x̂' + ẇ x̂ with x̂' = r (ẋ - x̂ mean(x̂ ẋ))."""
+    """ẏ = w x̂' + ẇ x̂ with x̂' = r (ẋ - x̂ mean(x̂ ẋ)), [*K, *x.shape].
+
+    K tangents share one primal: ẋ is [*K, *x.shape], ẇ [*K, N]; one of them may be absent.
+    """
     x_hat, r = _normalise(x, eps)
-    x_dot = x_dot.to(x_hat.dtype)
+    x_dot, weight_dot = _to_acc(x_dot, x_hat), _beside_rows(weight_dot, x_hat)
     x_hat_dot = r * (x_dot - x_hat * _mean(x_hat * x_dot))
-    y_dot = (weight.to(x_hat.dtype) + offset) * x_hat_dot + weight_dot.to(x_hat.dtype) * x_hat
-    return y_dot.to(x.dtype)
+    return ((weight.to(x_hat.dtype) + offset) * x_hat_dot + weight_dot * x_hat).to(x.dtype)
+
+
+def rms_norm_jvp_backward(
+    x: Tensor,
+    weight: Tensor,
+    dy: Tensor,
+    x_dot: Tensor | None,
+    weight_dot: Tensor | None,
+    eps: float,
+    offset: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ⟨dy, `rms_norm_jvp`⟩ in x, w, ẋ, ẇ; dy is [*K, *x.shape], dx and dw are summed over K."""
+    dx, dw = rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, None, eps, offset)
+    dims = tuple(range(dy.dim() - x.dim()))
+    if dims:
+        dx, dw = (t.to(accumulation_dtype(x)).sum(dims).to(t.dtype) for t in (dx, dw))
+    x_hat, r = _normalise(x, eps)
+    dy = dy.to(x_hat.dtype)
+    g = (weight.to(x_hat.dtype) + offset) * dy
+    dx_dot = r * (g - x_hat * _mean(g * x_hat))
+    dw_dot = _sum_rows(dy * x_hat, x.dim() - 1)
+    return dx, dw, dx_dot.to(x.dtype), dw_dot.to(weight.dtype)
 
 
 def rms_norm_backward_tangent(
     x: Tensor,
     weight: Tensor,
     dy: Tensor,
-    x_dot: Tensor,
-    weight_dot: Tensor,
-    dy_dot: Tensor,
+    x_dot: Tensor | None,
+    weight_dot: Tensor | None,
+    dy_dot: Tensor | None,
     eps: float,
     offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Tangent of `rms_norm_backward`; with dẏ = 0 also the backward of the JVP in (x, w)."""
+    """Tangent of `rms_norm_backward`; with dẏ = 0 also the backward of the JVP in (x, w).
+
+    K tangents share one primal: ẋ and dẏ are [*K, *x.shape], ẇ [*K, N], each may be absent; the results are
+    [*K, *x.shape] and [*K, N].
+    """
     x_hat, r = _normalise(x, eps)
-    acc = x_hat.dtype
-    dy, x_dot, weight_dot, dy_dot = (t.to(acc) for t in (dy, x_dot, weight_dot, dy_dot))
-    w = weight.to(acc) + offset
+    dy, x_dot, dy_dot = (_to_acc(t, x_hat) for t in (dy, x_dot, dy_dot))
+    weight_dot = _beside_rows(weight_dot, x_hat)
+    w = weight.to(x_hat.dtype) + offset
     m = _mean(x_hat * x_dot)
     x_hat_dot = r * (x_dot - x_hat * m)
     r_dot = -(r**2) * m
@@ -94,7 +150,7 @@ def rms_norm_backward_tangent(
     g_dot = w * dy_dot + weight_dot * dy
     c_dot = _mean(g_dot * x_hat + g * x_hat_dot)
     dx_dot = r_dot * (g - x_hat * c) + r * (g_dot - x_hat_dot * c - x_hat * c_dot)
-    dw_dot = _sum_rows(dy_dot * x_hat + dy * x_hat_dot)
+    dw_dot = _sum_rows(dy_dot * x_hat + dy * x_hat_dot, x.dim() - 1)
     return dx_dot.to(x.dtype), dw_dot.to(weight.dtype)
 
 
@@ -113,6 +169,16 @@ def preconditioner(z: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -
     return (weight.to(r.dtype) + offset) * r
 
 
+def preconditioned_probes_backward(
+    z: Tensor, weight: Tensor, signs: Tensor, dp: Tensor, eps: float, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Gradients in z [rows, D] and weight [D] of ⟨dp, P ν⟩ with ν = signs, dp [n_probes, rows, D]."""
+    z_hat, r = _normalise(z, eps)
+    q = (signs.to(r.dtype) * dp.to(r.dtype)).sum(0)
+    w = weight.to(r.dtype) + offset
+    return (-(r**2) * z_hat * _mean(w * q)).to(z.dtype), _sum_rows(q * r).to(weight.dtype)
+
+
 def jacobian_trace(fn: Callable[[Tensor], Tensor], z: Tensor, diagonal: Tensor) -> Tensor:
     """tr(J_fn(z) diag(diagonal)) per row of z [rows, D], from the full Jacobian: exact and slow."""
     jacobian = torch.func.jacrev(fn)(z)  # [rows, D, rows, D]
@@ -120,34 +186,17 @@ def jacobian_trace(fn: Callable[[Tensor], Tensor], z: Tensor, diagonal: Tensor) 
     return (own.diagonal(dim1=-2, dim2=-1) * diagonal).sum(-1)
 
 
-def step_ratio(states: Tensor, per_step: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """How fast the states of successive layers converge (OFA, step-ratio term J).
+def step_lengths(states: Tensor) -> Tensor:
+    """‖Z_t - Z_{t-1}‖ as [T, B] in the accumulation type, for states [T+1, B, D]."""
+    return torch.linalg.vector_norm(states.to(accumulation_dtype(states)).diff(dim=0), dim=-1)
 
-    J = mean over B of Σ_{t=1}^{T-1} ‖Z_t - Z_{t+1}‖ / ‖Z_t - Z_{t-1}‖.
 
-    Args:
-        states: [T+1, B, D], Z_0 (the embedding) to Z_T (the last layer's output before the final norm).
-        per_step: also return the single ratios.
-
-    Returns:
-        J, a scalar in the accumulation type; with `per_step`, (J, ratios [T-1, B]).
-
-    Raises:
-        ValueError: for another shape, or where two successive states are equal (a zero denominator).
-    """
-    if states.dim() != 3 or states.shape[0] < 2 or states.shape[1] == 0:
-        raise ValueError(f"step_ratio: states must be [T+1, B, D] with T, B >= 1, got {tuple(states.shape)}")
-    states = states.to(accumulation_dtype(states))
-    lengths = torch.linalg.vector_norm(states.diff(dim=0), dim=-1)  # [T, B]
-    if not lengths[:-1].all():
-        step, row = (lengths[:-1] == 0).nonzero()[0].tolist()
-        raise ValueError(
-            f"step_ratio: Z_{step + 1} equals Z_{step} in example {row}, so the ratio at t={step + 1} "
-            "divides by zero; a layer that changes nothing has no step ratio"
-        )
-    ratios = lengths[1:] / lengths[:-1]
-    value = ratios.sum(0).mean()
-    return (value, ratios) if per_step else value
+def step_lengths_backward(states: Tensor, lengths: Tensor, dlengths: Tensor) -> Tensor:
+    """Gradient of ⟨dlengths, `step_lengths`⟩ in the states; zero where a length is."""
+    steps = states.to(lengths.dtype).diff(dim=0)
+    scaled = steps * torch.where(lengths > 0, dlengths / lengths, 0)[..., None]
+    none = torch.zeros_like(scaled[:1])
+    return (torch.cat([none, scaled]) - torch.cat([scaled, none])).to(states.dtype)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, ...]:

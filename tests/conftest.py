@@ -25,13 +25,26 @@ def device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.fixture(params=["reference", "triton"])
+@pytest.fixture(params=["reference", "native", "triton"])
 def backend(request, monkeypatch):
     """The name of the backend that `OFA_BACKEND` forces during the test."""
     if request.param == "triton" and importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
+    if request.param == "native":
+        from ofa_kernels import native
+
+        if torch.cuda.is_available() or native.missing():
+            pytest.skip(native.missing() or "the tensors here are on a GPU")
     monkeypatch.setenv("OFA_BACKEND", request.param)
     return request.param
+
+
+@pytest.fixture
+def set_threads():
+    """`torch.set_num_threads`, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ static void forward(const ofa_norm_forward& c) {
     T* s = static_cast<T*>(c.s);
     const T* normed = ADD ? s : x;
     const int64_t normed_stride = ADD ? n : x_stride;
-    const bool streamed = large(y, c.rows * n * sizeof(T));
-    if (ADD) large(s, c.rows * n * sizeof(T));
+    const bool streamed = prepare(y, c.rows * n * sizeof(T));
+    if (ADD) prepare(s, c.rows * n * sizeof(T));
 
     const int64_t shares = threads_for(c.threads, c.rows, c.rows * n);
     parallel(shares, [=](int64_t share) {
@@ -83,7 +83,7 @@ static void backward(const ofa_norm_backward& c) {
     const T* dy = static_cast<const T*>(c.dy);
     const T* ds = static_cast<const T*>(c.ds);
     T* dx = static_cast<T*>(c.dx);
-    const bool streamed = NEED_DX && large(dx, c.rows * n * sizeof(T));
+    const bool streamed = NEED_DX && prepare(dx, c.rows * n * sizeof(T));
 
     const int64_t shares = threads_for(c.threads, c.rows, c.rows * n);
     const int64_t width = padded<T>(n);

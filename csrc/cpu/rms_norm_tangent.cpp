@@ -57,7 +57,7 @@ static void jvp(const ofa_norm_jvp& c) {
     const T* x = static_cast<const T*>(c.x);
     const T* x_dot = c.x_dot ? static_cast<const T*>(c.x_dot) : no_rows.zeros(n);
     T* y_dot = static_cast<T*>(c.y_dot);
-    const bool streamed = large(y_dot, c.tangents * rows * n * sizeof(T));
+    const bool streamed = prepare(y_dot, c.tangents * rows * n * sizeof(T));
 
     const int64_t shares = threads_for(c.threads, rows, (c.tangents + 1) * rows * n);
     parallel(shares, [=, &c](int64_t share) {
@@ -136,7 +136,7 @@ static void backward_tangent(const ofa_norm_backward_tangent& c) {
     const T* x_dot = c.x_dot ? static_cast<const T*>(c.x_dot) : zeros;
     const T* dy_dot = c.dy_dot ? static_cast<const T*>(c.dy_dot) : zeros;
     T* dx_dot = static_cast<T*>(c.dx_dot);
-    const bool streamed = large(dx_dot, tangents * rows * n * sizeof(T));
+    const bool streamed = prepare(dx_dot, tangents * rows * n * sizeof(T));
 
     const int64_t shares = threads_for(c.threads, rows, (tangents + 1) * rows * n);
     A* dw_dot = NEED_DW ? partial.zeros(shares * tangents * width) : nullptr;
@@ -214,7 +214,7 @@ static void jvp_backward(const ofa_norm_jvp_backward& c) {
     const T* x_dot = c.x_dot ? static_cast<const T*>(c.x_dot) : no_rows.zeros(n);
     T* dx = static_cast<T*>(c.dx);
     T* dx_dot = static_cast<T*>(c.dx_dot);
-    const bool streamed = large(dx_dot, tangents * rows * n * sizeof(T));
+    const bool streamed = prepare(dx_dot, tangents * rows * n * sizeof(T));
 
     struct Sums {
         TangentSums<A> tangent;

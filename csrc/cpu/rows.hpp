@@ -20,9 +20,12 @@ namespace OFA_ISA {
 
 // torch's own grain: below it waking the other threads takes longer than they save
 constexpr int64_t SERIAL_ELEMENTS = 32 * 1024;
-// an output of this size would push out of the last-level cache what is still to be read; and glibc gives
-// memory of this size back to the system, so that every page of it is fresh
-constexpr int64_t LARGE_BYTES = int64_t(32) << 20;
+// An output of this size is written past the caches: with its input, a gradient and the other output it would
+// fill a last-level cache of 32 MiB, and push out what is still to be read. (What sysconf says of the cache is
+// that of the whole machine, which others share.)
+constexpr int64_t STREAMED_BYTES = int64_t(8) << 20;
+// as numpy: from here on huge pages pay
+constexpr int64_t HUGE_PAGE_BYTES = int64_t(4) << 20;
 
 inline int64_t threads_for(int64_t threads, int64_t shares, int64_t elements) {
     return elements < SERIAL_ELEMENTS ? 1 : std::max<int64_t>(1, std::min(threads, shares));
@@ -45,17 +48,16 @@ struct Part {
     Part(int64_t n, int64_t i, int64_t shares) : begin(n * i / shares), end(n * (i + 1) / shares) {}
 };
 
-// Whether an output is large; if so, its fresh pages are asked for 2 MiB at a time, since faulting in 4 KiB
-// pages takes longer than the arithmetic.
-inline bool large(void* output, int64_t bytes) {
-    if (bytes < LARGE_BYTES) return false;
+// Whether an output is written past the caches. Asks for the pages of a large one 2 MiB at a time: where they
+// are fresh, faulting in 4 KiB pages takes longer than the arithmetic.
+inline bool prepare(void* output, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
     constexpr uintptr_t page = uintptr_t(2) << 20;
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(output) + page - 1) / page * page;
     const uintptr_t end = (reinterpret_cast<uintptr_t>(output) + bytes) / page * page;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    if (bytes >= HUGE_PAGE_BYTES && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
-    return true;
+    return bytes >= STREAMED_BYTES;
 }
 
 // Memory for one call, in cache lines; throws std::bad_alloc, which entry points turn into OFA_NO_MEMORY.

@@ -1,11 +1,43 @@
-"""Rademacher signs from Philox-4x32-10 (probes.py says which bit is whose)."""
+"""Rademacher signs from Philox-4x32-10, made where they are used (ofa_kernels/probes.py says which is whose).
+
+Columns are held as [groups, 4, 32]: a group of 128 columns is one Philox call, its four words of 32 bits.
+`row.py` says what a stage is.
+"""
 
 import triton
 import triton.language as tl
 
+from ofa_kernels.triton.row import row_total, rstd_of, sum_of_squares
+
+
+@triton.jit
+def columns_of(o_group):
+    """The columns [BLOCK_G, 4, 32] of the groups [BLOCK_G]."""
+    o_word = tl.arange(0, 4)
+    o_bit = tl.arange(0, 32)
+    return o_group[:, None, None] * 128 + o_word[None, :, None] * 32 + o_bit[None, None, :]
+
+
+@triton.jit
+def signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G: tl.constexpr):
+    """±1 [BLOCK_G, 4, 32] in float32."""
+    zero = tl.zeros([BLOCK_G], dtype=tl.uint32)
+    b_w0, b_w1, b_w2, b_w3 = tl.philox_impl(
+        o_group.to(tl.uint32),
+        zero + example_id.to(tl.uint32),
+        zero + tl.cast(i_probe, tl.uint32),
+        zero + layer.to(tl.uint32),
+        zero + seed_low.to(tl.uint32),
+        zero + seed_high.to(tl.uint32),
+    )
+    b_words = tl.join(tl.join(b_w0, b_w2), tl.join(b_w1, b_w3))  # [BLOCK_G, 2, 2], word = 2 i + j
+    b_words = tl.reshape(b_words, [BLOCK_G, 4])
+    b_bits = (b_words[:, :, None] >> tl.arange(0, 32).to(tl.uint32)[None, None, :]) & 1  # [BLOCK_G, 4, 32]
+    return 1.0 - 2.0 * b_bits.to(tl.float32)
+
 
 # specialised, a seed half of 1 would be a Python int without .to, and multiples of 16 a second compile
-@triton.jit(do_not_specialize=["seed_low", "seed_high"])
+@triton.jit(do_not_specialize=["seed_low", "seed_high", "n_probes", "n_examples"])
 def rademacher(
     out_ptr,  # [layers, n_probes, n_examples, n_cols], contiguous
     layers_ptr,  # [layers] int64
@@ -15,35 +47,198 @@ def rademacher(
     n_probes,
     n_examples,
     n_cols,
-    BLOCK_G: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """One program owns BLOCK_G groups of 128 columns of one (layer, probe, example)."""
+    """One program owns BLOCK_N columns of one (layer, probe, example)."""
+    BLOCK_G: tl.constexpr = BLOCK_N // 128
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
 
     i_example = i_row % n_examples
     i_probe = (i_row // n_examples) % n_probes
-    i_layer = i_row // (n_examples * n_probes)
+    i_layer = i_row // n_examples // n_probes
     o_group = i_block * BLOCK_G + tl.arange(0, BLOCK_G)
-    o_col = i_block * BLOCK_G * 128 + tl.arange(0, BLOCK_G * 128)
+    o_col = columns_of(o_group)
 
     m_col = o_col < n_cols
 
     example_id = tl.load(ids_ptr + i_example)
     layer = tl.load(layers_ptr + i_layer)
 
-    zero = tl.zeros([BLOCK_G], dtype=tl.uint32)
-    b_w0, b_w1, b_w2, b_w3 = tl.philox_impl(
-        o_group.to(tl.uint32),
-        zero + example_id.to(tl.uint32),
-        zero + i_probe.to(tl.uint32),
-        zero + layer.to(tl.uint32),
-        zero + seed_low.to(tl.uint32),
-        zero + seed_high.to(tl.uint32),
-    )
-    b_words = tl.join(tl.join(b_w0, b_w2), tl.join(b_w1, b_w3))  # [BLOCK_G, 2, 2], word = 2 i + j
-    b_words = tl.reshape(b_words, [BLOCK_G, 4])
-    b_bits = (b_words[:, :, None] >> tl.arange(0, 32).to(tl.uint32)[None, None, :]) & 1  # [BLOCK_G, 4, 32]
-    b_sign = 1.0 - 2.0 * tl.reshape(b_bits, [BLOCK_G * 128]).to(tl.float32)
+    b_sign = signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G)
 
-    tl.store(out_ptr + i_row * n_cols + o_col, b_sign.to(out_ptr.dtype.element_ty), mask=m_col)
+    tl.store(out_ptr + i_row * n_cols + o_col, b_sign, mask=m_col)
+
+
+@triton.jit(do_not_specialize=["seed_low", "seed_high", "layer", "n_rows", "n_probes"])
+def preconditioned_probes(
+    z_ptr,  # [rows, n_cols], row stride stride_z
+    w_ptr,  # [n_cols]
+    ids_ptr,  # [rows] int64
+    p_ptr,  # [n_probes, rows, n_cols], contiguous
+    sums_ptr,  # [rows, n_blocks] float64, or None
+    stride_z,
+    seed_low,
+    seed_high,
+    layer,
+    n_rows,
+    n_probes,
+    n_cols,
+    EPS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ACC: tl.constexpr,
+    STAGE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """One program owns one block of one row for all probes."""
+    BLOCK_G: tl.constexpr = BLOCK_N // 128
+    i_row = tl.program_id(0).to(tl.int64)
+    i_block = tl.program_id(1)
+
+    o_group = i_block * BLOCK_G + tl.arange(0, BLOCK_G)
+    o_col = columns_of(o_group)
+
+    m_col = o_col < n_cols
+
+    b_z = tl.load(z_ptr + i_row * stride_z + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
+    example_id = tl.load(ids_ptr + i_row)
+
+    total = row_total(sum_of_squares(b_z), sums_ptr, i_row, STAGE, BLOCK_S)
+    if STAGE != "sums":
+        b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_G, 4, 32]
+        b_p = b_w * rstd_of(total, n_cols, EPS, ACC)
+        for k in range(0, n_probes):
+            b_sign = signs_of(o_group, example_id, k, layer, seed_low, seed_high, BLOCK_G)
+
+            p_p = p_ptr + (tl.cast(k, tl.int64) * n_rows + i_row) * n_cols + o_col
+            tl.store(p_p, b_p * b_sign, mask=m_col)
+
+
+@triton.jit(do_not_specialize=["seed_low", "seed_high", "layer", "n_rows", "n_probes"])
+def preconditioned_probes_backward(
+    z_ptr,  # [rows, n_cols], row stride stride_z
+    w_ptr,  # [n_cols]
+    dp_ptr,  # [n_probes, rows, n_cols], strides stride_dp_k, stride_dp
+    ids_ptr,  # [rows] int64
+    dz_ptr,  # [rows, n_cols], contiguous
+    dw_ptr,  # [programs, n_cols] in ACC: one partial sum a program
+    sums_ptr,  # [rows, 2, n_blocks] float64, or None
+    stride_z,
+    stride_dp_k,
+    stride_dp,
+    seed_low,
+    seed_high,
+    layer,
+    n_rows,
+    n_probes,
+    n_cols,
+    EPS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    ACC: tl.constexpr,
+    STAGE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """One program owns one block of every num_programs-th row for all probes, and their share of dw."""
+    BLOCK_G: tl.constexpr = BLOCK_N // 128
+    i_program = tl.program_id(0)
+    n_programs = tl.num_programs(0)
+    i_block = tl.program_id(1)
+
+    o_group = i_block * BLOCK_G + tl.arange(0, BLOCK_G)
+    o_col = columns_of(o_group)
+
+    m_col = o_col < n_cols
+
+    b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_G, 4, 32]
+    b_dw = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
+    for i in range(i_program, n_rows, n_programs):
+        i_row = tl.cast(i, tl.int64)
+        p_z = z_ptr + i_row * stride_z + o_col
+        b_z = tl.load(p_z, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
+        example_id = tl.load(ids_ptr + i_row)
+
+        b_q = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
+        for k in range(0, n_probes):
+            p_dp = dp_ptr + tl.cast(k, tl.int64) * stride_dp_k + i_row * stride_dp + o_col
+            b_dp = tl.load(p_dp, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
+            b_q += b_dp * signs_of(o_group, example_id, k, layer, seed_low, seed_high, BLOCK_G)
+        total_zz = row_total(sum_of_squares(b_z), sums_ptr, 2 * i_row, STAGE, BLOCK_S)
+        total_wq = row_total(tl.sum(b_w * b_q), sums_ptr, 2 * i_row + 1, STAGE, BLOCK_S)
+        if STAGE != "sums":
+            rstd = rstd_of(total_zz, n_cols, EPS, ACC)
+            b_dw += b_q * rstd
+            b_dz = b_z * (-rstd * rstd * rstd * total_wq / n_cols)
+
+            tl.store(dz_ptr + i_row * n_cols + o_col, b_dz, mask=m_col)
+    if STAGE != "sums":
+        tl.store(dw_ptr + tl.cast(i_program, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
+
+
+@triton.jit(do_not_specialize=["seed_low", "seed_high", "layer", "n_rows"])
+def probe_dot(
+    t_ptr,  # [n_probes, rows, n_cols], strides stride_t_k, stride_t
+    ids_ptr,  # [rows] int64
+    out_ptr,  # [n_probes, rows] in ACC
+    stride_t_k,
+    stride_t,
+    seed_low,
+    seed_high,
+    layer,
+    n_rows,
+    n_cols,
+    ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program owns one (probe, row)."""
+    BLOCK_G: tl.constexpr = BLOCK_N // 128
+    i_out = tl.program_id(0).to(tl.int64)
+
+    i_probe = i_out // n_rows
+    i_row = i_out % n_rows
+
+    example_id = tl.load(ids_ptr + i_row)
+
+    b = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
+    for i in range(0, tl.cdiv(n_cols, BLOCK_N)):
+        o_group = i * BLOCK_G + tl.arange(0, BLOCK_G)
+        o_col = columns_of(o_group)
+        p_t = t_ptr + i_probe * stride_t_k + i_row * stride_t + o_col
+        b_t = tl.load(p_t, mask=o_col < n_cols, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
+        b += b_t * signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G)
+
+    tl.store(out_ptr + i_out, tl.sum(b))
+
+
+@triton.jit(do_not_specialize=["seed_low", "seed_high", "layer", "n_rows"])
+def probe_scale(
+    scale_ptr,  # [n_probes, rows], contiguous
+    ids_ptr,  # [rows] int64
+    out_ptr,  # [n_probes, rows, n_cols], contiguous
+    seed_low,
+    seed_high,
+    layer,
+    n_rows,
+    n_cols,
+    ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program owns BLOCK_N columns of one (probe, row)."""
+    BLOCK_G: tl.constexpr = BLOCK_N // 128
+    i_out = tl.program_id(0).to(tl.int64)
+    i_block = tl.program_id(1)
+
+    i_probe = i_out // n_rows
+    i_row = i_out % n_rows
+    o_group = i_block * BLOCK_G + tl.arange(0, BLOCK_G)
+    o_col = columns_of(o_group)
+
+    m_col = o_col < n_cols
+
+    scale = tl.load(scale_ptr + i_out).to(ACC)
+    example_id = tl.load(ids_ptr + i_row)
+
+    b = scale * signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G)
+
+    tl.store(out_ptr + i_out * n_cols + o_col, b, mask=m_col)

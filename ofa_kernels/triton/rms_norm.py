@@ -1,85 +1,135 @@
-"""RMSNorm: forward and backward, one row in registers."""
+"""RMSNorm: forward and backward; `row.py` says what a stage is, `reference.py` states the mathematics."""
 
 import triton
 import triton.language as tl
+
+from ofa_kernels.triton.row import row_total, rstd_of, sum_of_squares
 
 
 @triton.jit
 def rms_norm_forward(
     x_ptr,  # [rows, n_cols], row stride stride_x
+    residual_ptr,  # like x with stride_residual, or None
     w_ptr,  # [n_cols]
+    s_ptr,  # [rows, n_cols], contiguous: x + residual; None where residual is
     y_ptr,  # [rows, n_cols], contiguous
+    sums_ptr,  # [rows, n_blocks] float64, or None
     stride_x,
+    stride_residual,
     n_cols,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ROUND_X_HAT: tl.constexpr,
     ACC: tl.constexpr,
+    STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
-    """One program owns one row."""
+    """One program owns one block of one row."""
     i_row = tl.program_id(0).to(tl.int64)
+    i_block = tl.program_id(1)
 
-    o_col = tl.arange(0, BLOCK_N)
+    o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 
     m_col = o_col < n_cols
 
-    b_x_in = tl.load(x_ptr + i_row * stride_x + o_col, mask=m_col, other=0.0)  # [BLOCK_N]
-    b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0)  # [BLOCK_N]
+    p_x = x_ptr + i_row * stride_x + o_col
+    if residual_ptr is not None and STAGE == "apply":  # stage "sums" has added them
+        p_x = s_ptr + i_row * n_cols + o_col
+    b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+    if residual_ptr is not None and STAGE != "apply":
+        p_residual = residual_ptr + i_row * stride_residual + o_col
+        b_residual = tl.load(p_residual, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        b_s = (b_x + b_residual).to(s_ptr.dtype.element_ty)
+        b_x = b_s.to(ACC)
+        tl.store(s_ptr + i_row * n_cols + o_col, b_s, mask=m_col)
 
-    b_x = b_x_in.to(ACC)
-    rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x) / n_cols + EPS)
-    b_x_hat = b_x * rstd
-    if ROUND_X_HAT:
-        b_x_hat = b_x_hat.to(b_x_in.dtype).to(ACC)
-        b_w = (b_w.to(ACC) + OFFSET).to(b_w.dtype).to(ACC)
-    else:
-        b_w = b_w.to(ACC) + OFFSET
+    total = row_total(sum_of_squares(b_x), sums_ptr, i_row, STAGE, BLOCK_S)
+    if STAGE != "sums":
+        b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
+        b_x_hat = b_x * rstd_of(total, n_cols, EPS, ACC)
+        if ROUND_X_HAT:
+            b_x_hat = b_x_hat.to(y_ptr.dtype.element_ty).to(ACC)
 
-    tl.store(y_ptr + i_row * n_cols + o_col, (b_w * b_x_hat).to(b_x_in.dtype), mask=m_col)
+        tl.store(y_ptr + i_row * n_cols + o_col, b_w * b_x_hat, mask=m_col)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def rms_norm_backward(
     x_ptr,  # [rows, n_cols], row stride stride_x
     w_ptr,  # [n_cols]
     dy_ptr,  # [rows, n_cols], row stride stride_dy
-    dx_ptr,  # [rows, n_cols], contiguous
-    dw_ptr,  # [programs, n_cols] in ACC: one partial sum a program
+    ds_ptr,  # [rows, n_cols], row stride stride_ds, or None: added to dx
+    dx_ptr,  # [rows, n_cols], contiguous, or None
+    dw_ptr,  # [programs, n_cols] in ACC: one partial sum a program, or None
+    sums_ptr,  # [rows, 2, n_blocks] float64, or None
     stride_x,
     stride_dy,
+    stride_ds,
     n_rows,
     n_cols,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
-    NEED_DW: tl.constexpr,
     ACC: tl.constexpr,
+    STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
-    """One program owns every num_programs-th row, and their share of dw."""
-    i_program = tl.program_id(0).to(tl.int64)
+    """One program owns one block of every num_programs-th row, and their share of dw."""
+    i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
+    i_block = tl.program_id(1)
 
-    o_col = tl.arange(0, BLOCK_N)
+    o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 
     m_col = o_col < n_cols
 
     b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
     b_dw = tl.zeros([BLOCK_N], dtype=ACC)
-    for i in range(0, tl.cdiv(n_rows - i_program, n_programs)):
-        i_row = i_program + i * n_programs
-        b_x_in = tl.load(x_ptr + i_row * stride_x + o_col, mask=m_col, other=0.0)  # [BLOCK_N]
+    for i in range(i_program, n_rows, n_programs):
+        i_row = tl.cast(i, tl.int64)
+        b_x = tl.load(x_ptr + i_row * stride_x + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
         b_dy = tl.load(dy_ptr + i_row * stride_dy + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
 
-        b_x = b_x_in.to(ACC)
-        rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x) / n_cols + EPS)
-        b_x_hat = b_x * rstd
         b_g = b_w * b_dy
-        c = tl.sum(b_g * b_x_hat) / n_cols
-        b_dx = rstd * (b_g - b_x_hat * c)
-        if NEED_DW:
-            b_dw += b_dy * b_x_hat
+        total_xx = row_total(sum_of_squares(b_x), sums_ptr, 2 * i_row, STAGE, BLOCK_S)
+        total_gx = row_total(tl.sum(b_g * b_x), sums_ptr, 2 * i_row + 1, STAGE, BLOCK_S)
+        if STAGE != "sums":
+            rstd = rstd_of(total_xx, n_cols, EPS, ACC)
+            b_x_hat = b_x * rstd
+            if dw_ptr is not None:
+                b_dw += b_dy * b_x_hat
+            if dx_ptr is not None:
+                b_dx = rstd * (b_g - b_x_hat * (rstd * total_gx / n_cols))
+                if ds_ptr is not None:
+                    b_dx += tl.load(ds_ptr + i_row * stride_ds + o_col, mask=m_col, other=0.0).to(ACC)
 
-        tl.store(dx_ptr + i_row * n_cols + o_col, b_dx.to(b_x_in.dtype), mask=m_col)
-    if NEED_DW:
-        tl.store(dw_ptr + i_program * n_cols + o_col, b_dw, mask=m_col)
+                tl.store(dx_ptr + i_row * n_cols + o_col, b_dx, mask=m_col)
+    if STAGE != "sums" and dw_ptr is not None:
+        tl.store(dw_ptr + tl.cast(i_program, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
+
+
+@triton.jit(do_not_specialize=["n_partials"])
+def sum_partials(
+    partials_ptr,  # [n_partials, n_cols], contiguous
+    out_ptr,  # [n_cols]
+    n_partials,
+    n_cols,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program owns BLOCK_N columns; the order of the additions is fixed."""
+    i_block = tl.program_id(0).to(tl.int64)
+
+    o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_partial = tl.arange(0, BLOCK_P).to(tl.int64)
+
+    m_col = o_col < n_cols
+
+    b = tl.zeros([BLOCK_P, BLOCK_N], dtype=partials_ptr.dtype.element_ty)
+    for i in range(0, tl.cdiv(n_partials, BLOCK_P)):
+        o_row = i * BLOCK_P + o_partial
+        p = partials_ptr + o_row[:, None] * n_cols + o_col[None, :]
+        b += tl.load(p, mask=(o_row < n_partials)[:, None] & m_col[None, :], other=0.0)  # [BLOCK_P, BLOCK_N]
+
+    tl.store(out_ptr + o_col, tl.sum(b, 0), mask=m_col)

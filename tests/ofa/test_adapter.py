@@ -63,6 +63,7 @@ def test_files_are_pefts_with_our_record_beside_them(folder):
     assert record["note"] == 1 and {"name", "origin", "sha256", "dtype"} <= set(record["model"])
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_peft_loads_ours_with_equal_logits(folder):
     ours = logits(adapted())
     model = peft.PeftModel.from_pretrained(build_llama(torch.float32), folder)
@@ -70,6 +71,7 @@ def test_peft_loads_ours_with_equal_logits(folder):
     assert torch.equal(logits(model.merge_and_unload()), ours)
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_peft_in_bfloat16_equals_ours_with_rounded_gamma(tmp_path):
     model = adapted(torch.bfloat16)
     ofa.save_adapter(model, tmp_path)
@@ -80,6 +82,7 @@ def test_peft_in_bfloat16_equals_ours_with_rounded_gamma(tmp_path):
     assert torch.equal(logits(theirs), logits(model))
 
 
+@pytest.mark.usefixtures("reference_backend")
 @pytest.mark.parametrize("targets", [NORMS, ["input_layernorm"]], ids=["all", "some"])
 def test_ours_loads_pefts(targets, tmp_path):
     config = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=targets)
@@ -202,6 +205,7 @@ def test_gamma_alone_makes_no_classifier(folder):
         ofa.load(folder)
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_an_adapter_of_some_norms_leaves_nothing_of_the_one_before(folder, tmp_path):
     config = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm"])
     theirs = peft.get_peft_model(build_llama(torch.float32), config)

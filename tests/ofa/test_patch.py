@@ -114,6 +114,7 @@ def test_patched_model_generates_with_its_cache():
         assert torch.equal(after, before)
 
 
+@pytest.mark.usefixtures("reference_backend")
 @pytest.mark.parametrize(
     "config",
     [

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ofa_kernels import backend_report, dispatch, rademacher, rms_norm
+from ofa_kernels import backend_report, dispatch, native, rademacher, rms_norm
 
 
 def run(code, **environment):
@@ -35,13 +35,16 @@ def run(code, **environment):
 )
 def test_unknown_backend_raises(monkeypatch, call):
     monkeypatch.setenv("OFA_BACKEND", "tpu")
-    with pytest.raises(ValueError, match=r"OFA_BACKEND='tpu' is unknown; use reference or triton"):
+    with pytest.raises(ValueError, match=r"OFA_BACKEND='tpu' is unknown; use triton, native, reference"):
         call()
 
 
 def test_empty_variable_is_unset(monkeypatch):
     monkeypatch.setenv("OFA_BACKEND", "")
-    assert dispatch.backend_for(torch.ones(1)) == "reference"
+    assert dispatch.backend_for(torch.ones(1)) == CPU_BEST
+
+
+CPU_BEST = "reference" if native.missing() else "native"
 
 
 def cuda_tensor(columns=8, dtype=torch.float32):
@@ -53,12 +56,12 @@ def cuda_tensor(columns=8, dtype=torch.float32):
     ("tensor", "expected"),
     [
         (cuda_tensor(), "triton"),
-        (cuda_tensor(dispatch.MAX_COLUMNS), "triton"),
-        (cuda_tensor(dispatch.MAX_COLUMNS + 1), "reference"),
         (cuda_tensor(dtype=torch.float8_e4m3fn), "reference"),
-        (torch.ones(2, 8), "reference"),
+        (torch.ones(2, 8), CPU_BEST),
+        (torch.ones(2, 8, dtype=torch.float8_e4m3fn), "reference"),
+        (torch.ones(2, 8, device="meta"), "reference"),
     ],
-    ids=["gpu", "longest row", "too long", "unknown type", "cpu"],
+    ids=["gpu", "unknown type", "cpu", "cpu, unknown type", "meta"],
 )
 def test_choice_without_the_variable(monkeypatch, tensor, expected):
     pytest.importorskip("triton")
@@ -69,10 +72,9 @@ def test_choice_without_the_variable(monkeypatch, tensor, expected):
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [
-        (cuda_tensor(dispatch.MAX_COLUMNS + 1), "rows of 8193 are longer than 8192"),
         (cuda_tensor(dtype=torch.float8_e4m3fn), "no kernel for torch.float8_e4m3fn"),
     ],
-    ids=["too long", "unknown type"],
+    ids=["unknown type"],
 )
 def test_forced_triton_says_what_it_refuses(monkeypatch, tensor, reason):
     pytest.importorskip("triton")
@@ -84,12 +86,12 @@ def test_forced_triton_says_what_it_refuses(monkeypatch, tensor, reason):
 def test_report_has_a_row_per_operator_and_backend(backend):
     report = backend_report()
     kernels = {
-        (operator, name) for operator in ("rms_norm", "rademacher") for name in ("triton", "reference")
+        (operator, name) for operator in dispatch.OPERATORS for name in ("triton", "native", "reference")
     }
-    composed = {(name, "PyTorch") for name in ("preconditioned_probes", "hutchinson_trace", "step_ratio")}
+    composed = {("hutchinson_trace", "PyTorch")}
     assert {row[:2] for row in report.rows} == kernels | composed
     states = {row[:2]: row[2] for row in report.rows}
-    other = {"triton": "reference", "reference": "triton"}[backend]
+    other = {"triton": "reference", "native": "reference", "reference": "triton"}[backend]
     assert "forced by OFA_BACKEND" in states["rms_norm", backend]
     assert f"not used: OFA_BACKEND={backend}" in states["rms_norm", other]
 
@@ -97,13 +99,16 @@ def test_report_has_a_row_per_operator_and_backend(backend):
 def test_report_prints_as_a_table(monkeypatch):
     monkeypatch.delenv("OFA_BACKEND", raising=False)
     report = backend_report()
-    lines = str(report).splitlines()
-    assert len(lines) == 1 + len(report.rows)
-    assert lines[0].split() == ["operator", "backend", "state"]
-    for line, row in zip(lines[1:], report.rows, strict=True):
+    lines, groups = str(report).splitlines(), report.by_backend()
+    assert len(lines) == 1 + len(groups) < len(report.rows)
+    assert lines[0].split() == ["backend", "state", "operators"]
+    for line, row in zip(lines[1:], groups, strict=True):
         assert all(cell in line for cell in row)
-    starts = {line.index(row[2]) for line, row in zip(lines[1:], report.rows, strict=True)}
-    assert starts == {lines[0].index("state")}
+    starts = {line.index(row[2]) for line, row in zip(lines[1:], groups, strict=True)}
+    assert starts == {lines[0].index("operators")}
+    assert sorted(operator for *_, operators in groups for operator in operators.split(", ")) == sorted(
+        row[0] for row in report.rows
+    )
 
 
 def test_forced_triton_on_a_cpu_tensor_gives_the_reason():
@@ -137,7 +142,7 @@ def test_without_triton_everything_runs_and_the_report_says_so():
     # an entry of None makes both the import and find_spec behave as if it weren't there
     out = run("import sys; sys.modules['triton'] = None" + WORKS)
     assert "the package triton is not installed" in out
-    assert "serves cpu tensors (chosen)" in out
+    assert "serves cpu tensors (chosen" in out
 
 
 def test_a_broken_triton_is_reported_with_its_error(tmp_path):

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from ofa_kernels import preconditioned_probes, rademacher, reference
-from ofa_kernels.probes import mix
+from ofa_kernels import preconditioned_probes, probe_dot, rademacher, reference
+from ofa_kernels.probes import mix, probe_signs
 
 pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
 
@@ -33,8 +33,10 @@ def test_bits_do_not_depend_on_the_type(backend, device, dtype):
 
 def test_rademacher_is_the_sign_of_the_preconditioned_probes(backend, device):
     z, weight = torch.randn(3, 150, device=device), torch.randn(150, device=device)
-    expected = reference.preconditioner(z, weight, EPS) * rademacher((4, 3, 150), 9, device)
-    assert torch.equal(preconditioned_probes(z, weight, EPS, 9, 4), expected)
+    signs, probes = rademacher((4, 3, 150), 9, device), preconditioned_probes(z, weight, EPS, 9, 4)
+    assert torch.equal(probes.sign(), (signs * weight).sign())
+    expected = reference.preconditioner(z.double(), weight.double(), EPS) * signs
+    assert ((probes - expected).abs() <= 4 * torch.finfo(torch.float32).eps * expected.abs()).all()
 
 
 def test_probes_follow_the_example_not_the_batch(backend, device):
@@ -133,3 +135,41 @@ def test_mistakes_are_named(mistake):
     message, call = MISTAKES[mistake]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 150), (2, 2, 3, 70), (5, 33)], ids=str)
+def test_probe_dot_is_the_product_with_the_probes(backend, device, shape):
+    t = torch.randn(shape, device=device, dtype=torch.float64)
+    ids = torch.randint(1 << 40, shape[1:-1], device=device)
+    signs = probe_signs(t[0], 8, shape[0], ids, 3)
+    torch.testing.assert_close(probe_dot(t, 8, ids, 3), (signs * t).sum(-1))
+    narrow = probe_dot(t.bfloat16(), 8, ids, 3)
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow, (signs * t.bfloat16().double()).sum(-1).float())
+
+
+def test_gradients_of_probe_dot(backend, device):
+    t = torch.randn(2, 3, 40, device=device, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: probe_dot(t, 4), t, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda t: probe_dot(t, 4).tanh(), t)
+
+
+def test_probe_dot_of_a_batch(backend, device):
+    t, ids = torch.randn(6, 2, 3, 40, device=device), torch.arange(18, device=device).view(6, 3)
+    got = torch.func.vmap(lambda t, i: probe_dot(t, 4, i))(t, ids)
+    expected = torch.stack([probe_dot(t[i], 4, ids[i]) for i in range(6)])
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("message", "shape", "options"),
+    [
+        ("n_probes, ..., D", (3,), {}),
+        ("one id a row", (2, 3, 4), {"example_ids": torch.arange(2)}),
+        ("64-bit unsigned", (2, 3, 4), {"seed": -1}),
+    ],
+    ids=["no rows", "ids", "seed"],
+)
+def test_mistakes_of_probe_dot_are_named(message, shape, options):
+    with pytest.raises(ValueError, match=message):
+        probe_dot(torch.ones(shape), **{"seed": 0, **options})

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ofa_kernels import reference, step_ratio
+from ofa_kernels import reference
 
 EPS = 1e-5
 # float64 rounding of sums of at most ten terms, enlarged a few hundred times by cancellation
@@ -132,43 +132,3 @@ def test_signs_follow_the_counter_rule(seed):
                     -1.0 if words[c // 128][c // 32 % 4] >> (c % 32) & 1 else 1.0 for c in range(columns)
                 ]
                 assert got[i_layer, probe, i_example].tolist() == expected
-
-
-def test_step_ratio_is_the_loop():
-    states = randn(5, 3, 4)
-    expected = [
-        [(states[t] - states[t + 1]).norm() / (states[t] - states[t - 1]).norm() for t in range(1, 4)]
-        for states in states.unbind(1)
-    ]
-    value, ratios = step_ratio(states, per_step=True)
-    torch.testing.assert_close(ratios.T, torch.tensor(expected, dtype=states.dtype), **CLOSE)
-    torch.testing.assert_close(value, torch.tensor(expected, dtype=states.dtype).sum(1).mean(), **CLOSE)
-    assert torch.equal(step_ratio(states), value)
-
-
-def test_step_ratio_is_differentiable():
-    assert torch.autograd.gradcheck(step_ratio, randn(4, 2, 3).requires_grad_())
-
-
-def test_step_ratio_of_one_layer_is_empty():
-    value, ratios = step_ratio(randn(2, 3, 4), per_step=True)
-    assert value == 0 and ratios.shape == (0, 3)
-
-
-def test_step_ratio_names_the_example_with_a_zero_denominator():
-    states = randn(4, 3, 2)
-    states[2, 1] = states[1, 1]
-    with pytest.raises(ValueError, match=r"Z_2 equals Z_1 in example 1.*t=2"):
-        step_ratio(states)
-
-
-def test_step_ratio_allows_a_zero_numerator():
-    states = randn(4, 3, 2)
-    states[3, 1] = states[2, 1]
-    assert step_ratio(states, per_step=True)[1][1, 1] == 0
-
-
-@pytest.mark.parametrize("shape", [(3, 2), (1, 2, 3), (3, 0, 2), (2, 2, 2, 2)], ids=str)
-def test_step_ratio_refuses_other_shapes(shape):
-    with pytest.raises(ValueError, match=r"states must be \[T\+1, B, D\]"):
-        step_ratio(torch.zeros(shape))

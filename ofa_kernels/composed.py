@@ -1,0 +1,162 @@
+"""Operators whose derivatives are those of a formula, and how a Function meets PyTorch's transforms."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function, forward_ad
+
+
+def plain_call() -> bool:
+    """Whether no transform of torch.func and no level of forward AD is watching, so a kernel may be called.
+
+    They see `Function.apply` only: called past it, a tangent would be lost in silence.
+    """
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
+def first_order() -> bool:
+    """Whether a backward pass runs without being recorded itself."""
+    return not torch.is_grad_enabled() and plain_call()
+
+
+def legacy_batched(*tensors: Tensor | None) -> bool:
+    """Whether `autograd.grad(is_grads_batched=True)` is calling, whose vmap knows no Function."""
+    for t in tensors:  # noqa: SIM110 - a generator takes as long as the rest of a small norm's backward
+        if t is not None and torch._C._functorch.is_legacy_batchedtensor(t):
+            return True
+    return False
+
+
+def in_forward_mode(ctx, rule: Callable, tangents: Sequence[Tensor | None]):
+    """Call rule(primals, tangents) so that enclosing levels of forward AD see it.
+
+    PyTorch runs `jvp` with forward AD switched off and the primals still dual at this level; left so, a
+    jvp of a jvp silently loses the inner tangent's own tangent.
+    """
+    primals = [None if p is None else forward_ad.unpack_dual(p).primal for p in ctx.saved_tensors]
+    with forward_ad._set_fwd_grad_enabled(True):
+        return rule(primals, list(tangents[: len(primals)]))
+
+
+def _present(
+    formula: Callable, tensors: Sequence[Tensor | None], integers: bool = False
+) -> tuple[Callable, list[Tensor], list[int]]:
+    """The formula as a function of those (real) tensors that are there, these, and where they stand."""
+    places = [i for i, t in enumerate(tensors) if t is not None and (integers or t.is_floating_point())]
+
+    def of_present(*present: Tensor):
+        arguments = list(tensors)
+        for i, t in zip(places, present, strict=True):
+            arguments[i] = t
+        return formula(*arguments)
+
+    return of_present, [tensors[i] for i in places], places
+
+
+class Operator(Function):
+    """A Function that is called as often as a norm is."""
+
+    @classmethod
+    def apply(cls, *arguments):
+        """As `Function.apply`, but for its look-up of default arguments, which takes longer than a kernel."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*arguments)
+        return super(Function, cls).apply(*unwrap_dead_wrappers(arguments))
+
+
+def _jvp(fn: Callable, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]):
+    """Tangents of fn's outputs, by two backward passes: plain forward AD does not nest."""
+    outputs, pull = torch.func.vjp(fn, *primals)
+    single = isinstance(outputs, Tensor)
+
+    def pulled(*cotangents: Tensor):
+        return pull(cotangents[0] if single else cotangents)
+
+    zeros = tuple(torch.zeros_like(out) for out in ((outputs,) if single else outputs))
+    _, pull_again = torch.func.vjp(pulled, *zeros)  # linear in the cotangents, so its transpose is the jvp
+    found = pull_again(tangents)
+    return found[0] if single else found
+
+
+class Composed(Operator):
+    """An operator with a kernel for its value, whose derivatives are composed from its formula.
+
+    The methods are PyTorch's protocol for a Function. A subclass states `n_tensors`, how many of its
+    arguments are tensors (they come first and may be None; what follows are its options), `formula` and
+    `forward`. Where it has several outputs, `wanted` says which of them are not None.
+    """
+
+    n_tensors: int
+
+    @staticmethod
+    def formula(options: tuple) -> Callable:
+        """What the operator computes from its tensors, in PyTorch."""
+        raise NotImplementedError
+
+    @staticmethod
+    def wanted(options: tuple) -> tuple[bool, ...] | None:
+        """Which outputs are there, None for an operator with a single one."""
+        return None
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        """Keep the tensors and the options."""
+        ctx.options = inputs[cls.n_tensors :]
+        ctx.save_for_backward(*inputs[: cls.n_tensors])
+        ctx.save_for_forward(*inputs[: cls.n_tensors])
+        ctx.set_materialize_grads(False)
+
+    @classmethod
+    def backward(cls, ctx, *cotangents):
+        """Gradients of ⟨cotangents, formula⟩; differentiable again."""
+        gradients: list[Tensor | None] = [None] * (cls.n_tensors + len(ctx.options))
+        if all(c is None for c in cotangents):
+            return tuple(gradients)
+        of_present, present, places = _present(cls.formula(ctx.options), ctx.saved_tensors)
+        outputs, pull = torch.func.vjp(of_present, *present)
+        if isinstance(outputs, Tensor):
+            pulled = pull(*cotangents)
+        else:
+            given = zip(cotangents, outputs, strict=True)
+            pulled = pull(tuple(torch.zeros_like(out) if c is None else c for c, out in given))
+        for i, gradient in zip(places, pulled, strict=True):
+            gradients[i] = gradient
+        return tuple(gradients)
+
+    @classmethod
+    def jvp(cls, ctx, *tangents):
+        """Tangents of the formula."""
+        options = ctx.options
+
+        def rule(primals, tangents):
+            of_present, present, places = _present(cls.formula(options), primals)
+            given = tuple(
+                torch.zeros_like(p) if tangents[i] is None else tangents[i]
+                for i, p in zip(places, present, strict=True)
+            )
+            return cls._keep(options, _jvp(of_present, tuple(present), given))
+
+        return in_forward_mode(ctx, rule, tangents)
+
+    @classmethod
+    def vmap(cls, info, in_dims, *arguments):
+        """The formula for each member of the batch."""
+        tensors, options = arguments[: cls.n_tensors], arguments[cls.n_tensors :]
+        of_present, present, places = _present(cls.formula(options), tensors, integers=True)
+        out = torch.func.vmap(of_present, in_dims=tuple(in_dims[i] for i in places))(*present)
+        return cls._keep(options, out), cls.out_dims(options)
+
+    @classmethod
+    def out_dims(cls, options: tuple):
+        """Where `vmap` puts the batch: in front of each output that is there."""
+        wanted = cls.wanted(options)
+        return 0 if wanted is None else tuple(0 if want else None for want in wanted)
+
+    @classmethod
+    def _keep(cls, options: tuple, outputs):
+        wanted = cls.wanted(options)
+        if wanted is None:
+            return outputs
+        return tuple(out if want else None for out, want in zip(outputs, wanted, strict=True))

@@ -1,0 +1,107 @@
+"""The norms as functions: what a caller may pass, and which backend takes it."""
+
+import torch
+from torch import Tensor
+
+from ofa_kernels import reference
+from ofa_kernels.autograd import AddRMSNorm, RMSNorm
+from ofa_kernels.composed import plain_call
+from ofa_kernels.dispatch import kernels_for
+
+ROUNDINGS = ("hf", "fp32")
+
+
+def _check(name: str, x: Tensor, weight: Tensor, rounding: str) -> None:
+    if not (x.is_floating_point() and weight.is_floating_point()):
+        raise TypeError(f"{name}: x and weight must be floating point, got {x.dtype} and {weight.dtype}")
+    if x.dim() == 0 or x.shape[-1] == 0 or weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"{name}: weight must be [N] for an x of [..., N] with N >= 1, got {tuple(weight.shape)} "
+            f"for {tuple(x.shape)}"
+        )
+    if x.device != weight.device:
+        raise ValueError(f"{name}: x is on {x.device} and weight on {weight.device}; move one of them")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"{name}: rounding must be one of {ROUNDINGS}, got {rounding!r}")
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    """Whether anything would ask how the result depends on the tensors."""
+    return not plain_call() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-6, offset: float = 0.0, rounding: str = "hf"
+) -> Tensor:
+    """Root-mean-square norm over the last dimension: y = (weight + offset) x / sqrt(mean(x²) + eps).
+
+    Zhang & Sennrich 2019, equation 4. Differentiable at every order by `backward`, forward AD and every
+    `torch.func` transform; first and second order are fused. Under `torch.compile` the PyTorch composition is
+    used, which Inductor fuses. The backend is chosen by `OFA_BACKEND`, else by what runs best.
+
+    Args:
+        x: [..., N], float64, float32, bfloat16 or float16; any strides.
+        weight: [N], of any of these types, on x's device (float32 on a bfloat16 x is the normal case).
+        eps: added to the mean square.
+        offset: added to the weight (1.0 for Gemma).
+        rounding: `"hf"` rounds where transformers' class does: without an offset the normalised x is rounded
+            to x's type before the product (`LlamaRMSNorm`), with one there is a single rounding at the end
+            (`GemmaRMSNorm`); `"fp32"` always rounds once, at the end. float64 is never rounded.
+
+    Returns:
+        [..., N] in x's type.
+
+    Raises:
+        ValueError: shapes, devices or `rounding` don't fit.
+        TypeError: x or weight is not floating point.
+        RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
+    """
+    _check("rms_norm", x, weight, rounding)
+    kernels = kernels_for(x, weight)
+    if kernels is None:
+        return reference.rms_norm(x, weight, eps, offset, rounding)
+    if _differentiated(x, weight):
+        return RMSNorm.apply(x, weight, kernels, eps, offset, rounding)
+    return kernels.rms_norm_forward(x, weight, eps, offset, rounding)
+
+
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    rounding: str = "hf",
+) -> tuple[Tensor, Tensor]:
+    """(`rms_norm` of s, s) with s = x + residual, in one pass over memory.
+
+    Args:
+        x: [..., N], float64, float32, bfloat16 or float16; any strides.
+        residual: of x's shape and type.
+        weight: [N], of any of these types, on x's device.
+        eps: added to the mean square.
+        offset: added to the weight (1.0 for Gemma).
+        rounding: as for `rms_norm`; s is rounded to x's type before it is normalised.
+
+    Returns:
+        (y, s), both [..., N] in x's type.
+
+    Raises:
+        ValueError: shapes, devices or `rounding` don't fit.
+        TypeError: x or weight is not floating point, or the residual has another type than x.
+        RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
+    """
+    _check("add_rms_norm", x, weight, rounding)
+    if residual.dtype != x.dtype:
+        raise TypeError(f"add_rms_norm: residual must have x's type {x.dtype}, got {residual.dtype}")
+    if residual.shape != x.shape or residual.device != x.device:
+        raise ValueError(
+            f"add_rms_norm: residual must be like x, {tuple(x.shape)} on {x.device}, got "
+            f"{tuple(residual.shape)} on {residual.device}"
+        )
+    kernels = kernels_for(x, residual, weight)
+    if kernels is None:
+        return reference.add_rms_norm(x, residual, weight, eps, offset, rounding)
+    if _differentiated(x, residual, weight):
+        return AddRMSNorm.apply(x, residual, weight, kernels, eps, offset, rounding)
+    return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)

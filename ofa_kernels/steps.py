@@ -1,0 +1,80 @@
+"""The step ratio: how fast the states of successive layers converge."""
+
+import torch
+from torch import Tensor
+
+from ofa_kernels import reference
+from ofa_kernels.composed import Composed, first_order
+from ofa_kernels.dispatch import kernels_for
+
+
+class _StepLengths(Composed):
+    """states [T+1, B, D] -> ‖Z_t - Z_{t-1}‖ [T, B]."""
+
+    n_tensors = 1
+
+    @staticmethod
+    def formula(options):
+        return reference.step_lengths
+
+    @staticmethod
+    def forward(states, kernels):
+        return kernels.step_lengths(states)
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        super().setup_context(ctx, inputs, output)
+        ctx.lengths = output.detach()  # for the first order only
+
+    @classmethod
+    def backward(cls, ctx, dlengths):
+        if dlengths is None or not first_order():
+            return super().backward(ctx, dlengths)
+        return ctx.options[0].step_lengths_backward(*ctx.saved_tensors, ctx.lengths, dlengths), None
+
+
+def _step_lengths(states: Tensor) -> Tensor:
+    kernels = kernels_for(states)
+    return reference.step_lengths(states) if kernels is None else _StepLengths.apply(states, kernels)
+
+
+def _can_look(t: Tensor) -> bool:
+    """Whether a value may be read on the host now."""
+    if torch.compiler.is_compiling():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        if torch._C._functorch.is_batchedtensor(t):
+            return False
+        t = torch._C._functorch.get_unwrapped(t)
+    return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def step_ratio(states: Tensor, per_step: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """How fast the states of successive layers converge (OFA, step-ratio term J).
+
+    J = mean over B of Σ_{t=1}^{T-1} ‖Z_t - Z_{t+1}‖ / ‖Z_t - Z_{t-1}‖.
+
+    Args:
+        states: [T+1, B, D], Z_0 (the embedding) to Z_T (the last layer's output before the final norm).
+        per_step: also return the single ratios.
+
+    Returns:
+        J, a scalar in the accumulation type; with `per_step`, (J, ratios [T-1, B]).
+
+    Raises:
+        ValueError: for another shape, or where two successive states are equal (a zero denominator). Under
+            `torch.compile`, `torch.func.vmap` and CUDA-graph capture values can't be looked at: J is then
+            infinite or NaN.
+    """
+    if states.dim() != 3 or states.shape[0] < 2 or states.shape[1] == 0:
+        raise ValueError(f"step_ratio: states must be [T+1, B, D] with T, B >= 1, got {tuple(states.shape)}")
+    lengths = _step_lengths(states)  # [T, B]
+    if _can_look(lengths) and not lengths[:-1].all():
+        step, row = (lengths[:-1] == 0).nonzero()[0].tolist()
+        raise ValueError(
+            f"step_ratio: Z_{step + 1} equals Z_{step} in example {row}, so the ratio at t={step + 1} "
+            "divides by zero; a layer that changes nothing has no step ratio"
+        )
+    ratios = lengths[1:] / lengths[:-1]
+    value = ratios.sum(0).mean()
+    return (value, ratios) if per_step else value

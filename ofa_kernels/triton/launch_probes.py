@@ -1,0 +1,218 @@
+"""The calls that allocate and launch the probes' kernels and the step lengths."""
+
+import torch
+from torch import Tensor
+
+from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels.triton import probes as kernels
+from ofa_kernels.triton import step_ratio
+from ofa_kernels.triton.plan import (
+    PROBES,
+    PROBES_BACKWARD,
+    acc,
+    as_rows,
+    cdiv,
+    dense_like,
+    finish,
+    on,
+    partials_like,
+    plan,
+)
+
+WORD = 0xFFFFFFFF
+BLOCK, WARPS = 1024, 2  # 16 values a thread; reductions loop over such blocks, the rest takes one a program
+
+
+def _words(seed: int, layer: int) -> tuple[int, int, int]:
+    # words: a Python int is passed as a signed or unsigned type that depends on its value
+    return seed & WORD, seed >> 32, layer & WORD
+
+
+def rademacher(
+    n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: int, dtype: torch.dtype
+) -> Tensor:
+    """±1 as [layers, n_probes, examples, n_cols]."""
+    n_layers, n_examples = layers.numel(), example_ids.numel()
+    out = example_ids.new_empty((n_layers, n_probes, n_examples, n_cols), dtype=dtype)
+    if out.numel():
+        with on(out):
+            kernels.rademacher[n_layers * n_probes * n_examples, cdiv(n_cols, BLOCK)](
+                out,
+                layers.contiguous(),
+                example_ids.contiguous(),
+                *_words(seed, 0)[:2],
+                n_probes,
+                n_examples,
+                n_cols,
+                BLOCK_N=BLOCK,
+                num_warps=WARPS,
+            )
+    return out
+
+
+def preconditioned_probes(
+    z: Tensor,
+    weight: Tensor,
+    eps: float,
+    offset: float,
+    seed: int,
+    n_probes: int,
+    example_ids: Tensor,
+    layer: int,
+) -> Tensor:
+    """(weight + offset) rstd(z) sign as [n_probes, rows, D] in z's type, for z [rows, D]."""
+    n_rows, n_cols = z.shape
+    p = plan(PROBES, n_cols, z.dtype)
+    out = z.new_empty((n_probes, n_rows, n_cols))
+    if out.numel():
+        z = as_rows(z, n_rows)
+        p.launch(
+            kernels.preconditioned_probes,
+            n_rows,
+            z,
+            weight.contiguous(),
+            example_ids.contiguous(),
+            out,
+            p.scratch(z, n_rows, 1),
+            z.stride(0),
+            *_words(seed, layer),
+            n_rows,
+            n_probes,
+            n_cols,
+            EPS=eps,
+            OFFSET=offset,
+            ACC=acc(z),
+        )
+    return out
+
+
+def preconditioned_probes_backward(
+    z: Tensor,
+    weight: Tensor,
+    dp: Tensor,
+    eps: float,
+    offset: float,
+    seed: int,
+    example_ids: Tensor,
+    layer: int,
+) -> tuple[Tensor, Tensor]:
+    """dz [rows, D] and dw [D] of ⟨dp, `preconditioned_probes`⟩ for dp [n_probes, rows, D]."""
+    n_probes, n_rows, n_cols = dp.shape
+    p = plan(PROBES_BACKWARD, n_cols, z.dtype)
+    dz = dense_like(z)
+    if not n_rows:
+        return dz, torch.zeros_like(weight)
+    partials = partials_like(z, p.programs(n_rows), n_cols)
+    z, dp = as_rows(z, n_rows), as_rows(dp, n_probes, n_rows)
+    p.launch(
+        kernels.preconditioned_probes_backward,
+        partials.shape[0],
+        z,
+        weight.contiguous(),
+        dp,
+        example_ids.contiguous(),
+        dz,
+        partials,
+        p.scratch(z, n_rows, 2),
+        z.stride(0),
+        dp.stride(0),
+        dp.stride(1),
+        *_words(seed, layer),
+        n_rows,
+        n_probes,
+        n_cols,
+        EPS=eps,
+        OFFSET=offset,
+        ACC=acc(z),
+    )
+    return dz, finish(partials, weight.dtype)
+
+
+def probe_dot(t: Tensor, seed: int, example_ids: Tensor, layer: int) -> Tensor:
+    """Σ_columns sign t as [n_probes, rows] in the accumulation type, for t [n_probes, rows, D]."""
+    n_probes, n_rows, n_cols = t.shape
+    out = t.new_empty((n_probes, n_rows), dtype=accumulation_dtype(t))
+    if out.numel():
+        t = as_rows(t, n_probes, n_rows)
+        with on(t):
+            kernels.probe_dot[(n_probes * n_rows,)](
+                t,
+                example_ids.contiguous(),
+                out,
+                t.stride(0),
+                t.stride(1),
+                *_words(seed, layer),
+                n_rows,
+                n_cols,
+                ACC=acc(t),
+                BLOCK_N=BLOCK,
+                num_warps=WARPS,
+            )
+    return out
+
+
+def probe_scale(
+    scale: Tensor, n_cols: int, seed: int, example_ids: Tensor, layer: int, dtype: torch.dtype
+) -> Tensor:
+    """scale sign as [n_probes, rows, n_cols] in dtype, for scale [n_probes, rows]: `probe_dot`'s backward."""
+    n_probes, n_rows = scale.shape
+    out = scale.new_empty((n_probes, n_rows, n_cols), dtype=dtype)
+    if out.numel():
+        with on(out):
+            kernels.probe_scale[n_probes * n_rows, cdiv(n_cols, BLOCK)](
+                scale.contiguous(),
+                example_ids.contiguous(),
+                out,
+                *_words(seed, layer),
+                n_rows,
+                n_cols,
+                ACC=acc(out),
+                BLOCK_N=BLOCK,
+                num_warps=WARPS,
+            )
+    return out
+
+
+def step_lengths(states: Tensor) -> Tensor:
+    """‖Z_t - Z_{t-1}‖ as [T, B] in the accumulation type, for states [T+1, B, D]."""
+    n_states, n_rows, n_cols = states.shape
+    out = states.new_empty((n_states - 1, n_rows), dtype=accumulation_dtype(states))
+    if out.numel():
+        states = as_rows(states, n_states, n_rows)
+        with on(states):
+            step_ratio.step_lengths[(out.numel(),)](
+                states,
+                out,
+                states.stride(0),
+                states.stride(1),
+                n_rows,
+                n_cols,
+                ACC=acc(states),
+                BLOCK_N=BLOCK,
+                num_warps=WARPS,
+            )
+    return out
+
+
+def step_lengths_backward(states: Tensor, lengths: Tensor, dlengths: Tensor) -> Tensor:
+    """The gradient of ⟨dlengths, `step_lengths`⟩ in the states; zero where a length is."""
+    n_states, n_rows, n_cols = states.shape
+    out = dense_like(states)
+    if out.numel():
+        states = as_rows(states, n_states, n_rows)
+        with on(states):
+            step_ratio.step_lengths_backward[n_rows, cdiv(n_cols, BLOCK)](
+                states,
+                lengths.contiguous(),
+                dlengths.contiguous(),
+                out,
+                states.stride(0),
+                states.stride(1),
+                n_states - 1,
+                n_rows,
+                n_cols,
+                ACC=acc(states),
+                BLOCK_N=BLOCK,
+                num_warps=WARPS,
+            )
+    return out

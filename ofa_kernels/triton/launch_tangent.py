@@ -1,0 +1,170 @@
+"""The calls that allocate and launch RMSNorm's derivatives along K tangents, which lead the sizes as *K."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ofa_kernels.triton import rms_norm_tangent as kernels
+from ofa_kernels.triton.plan import JVP, TANGENT, acc, as_rows, dense_like, finish, partials_like, plan
+
+
+def _tangents(t: Tensor | None, *sizes: int) -> tuple[Tensor | None, tuple[int, ...]]:
+    """A tangent as [*sizes, N] and its strides but the last, which is 1."""
+    if t is None:
+        return None, (0,) * len(sizes)
+    t = as_rows(t, *sizes)
+    return t, t.stride()[:-1]
+
+
+def rms_norm_jvp(
+    x: Tensor, weight: Tensor, x_dot: Tensor | None, weight_dot: Tensor | None, eps: float, offset: float
+) -> Tensor:
+    """y_dot [*K, *x.shape] for x_dot [*K, *x.shape] and weight_dot [*K, N], one of which may be None."""
+    n_cols = x.shape[-1]
+    n_rows = x.numel() // n_cols
+    k_shape = weight_dot.shape[:-1] if x_dot is None else x_dot.shape[: x_dot.dim() - x.dim()]
+    n_tangents = math.prod(k_shape)
+    p = plan(JVP, n_cols, x.dtype)
+    y_dot = x.new_empty((*k_shape, *x.shape))
+    if y_dot.numel():
+        rows = as_rows(x, n_rows)
+        x_dot, x_dot_strides = _tangents(x_dot, n_tangents, n_rows)
+        weight_dot, weight_dot_strides = _tangents(weight_dot, n_tangents)
+        p.launch(
+            kernels.rms_norm_jvp,
+            n_rows,
+            rows,
+            weight.contiguous(),
+            x_dot,
+            weight_dot,
+            y_dot,
+            p.scratch(x, n_rows, 1 + n_tangents),
+            rows.stride(0),
+            *x_dot_strides,
+            *weight_dot_strides,
+            n_rows,
+            n_tangents,
+            n_cols,
+            EPS=eps,
+            OFFSET=offset,
+            ACC=acc(x),
+        )
+    return y_dot
+
+
+def rms_norm_backward_tangent(
+    x: Tensor,
+    weight: Tensor,
+    dy: Tensor,
+    x_dot: Tensor | None,
+    weight_dot: Tensor | None,
+    dy_dot: Tensor | None,
+    eps: float,
+    offset: float,
+    need_dw: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """dx_dot [*K, *x.shape] and, where needed, dw_dot [*K, N]; dy has x's shape, absent tangents are zero."""
+    n_cols = x.shape[-1]
+    n_rows = x.numel() // n_cols
+    k_shape = next(
+        t.shape[: t.dim() - dims]
+        for t, dims in ((x_dot, x.dim()), (dy_dot, x.dim()), (weight_dot, 1))
+        if t is not None
+    )
+    n_tangents = math.prod(k_shape)
+    p = plan(TANGENT, n_cols, x.dtype)
+    programs = p.programs(n_rows) if need_dw else n_rows
+    dx_dot = x.new_empty((*k_shape, *x.shape))
+    if not dx_dot.numel():
+        return dx_dot, weight.new_zeros(*k_shape, n_cols) if need_dw else None
+    partials = partials_like(x, programs, *k_shape, n_cols) if need_dw else None
+    rows, dy_rows = as_rows(x, n_rows), as_rows(dy, n_rows)
+    x_dot, x_dot_strides = _tangents(x_dot, n_tangents, n_rows)
+    weight_dot, weight_dot_strides = _tangents(weight_dot, n_tangents)
+    dy_dot, dy_dot_strides = _tangents(dy_dot, n_tangents, n_rows)
+    p.launch(
+        kernels.rms_norm_backward_tangent,
+        programs,
+        rows,
+        weight.contiguous(),
+        dy_rows,
+        x_dot,
+        weight_dot,
+        dy_dot,
+        dx_dot,
+        partials,
+        p.scratch(x, n_rows, 2 + 2 * n_tangents),
+        rows.stride(0),
+        dy_rows.stride(0),
+        *x_dot_strides,
+        *weight_dot_strides,
+        *dy_dot_strides,
+        n_rows,
+        n_tangents,
+        n_cols,
+        EPS=eps,
+        OFFSET=offset,
+        ACC=acc(x),
+    )
+    return dx_dot, finish(partials, weight.dtype) if need_dw else None
+
+
+def rms_norm_jvp_backward(
+    x: Tensor,
+    weight: Tensor,
+    dy: Tensor,
+    x_dot: Tensor | None,
+    weight_dot: Tensor | None,
+    eps: float,
+    offset: float,
+    need_dw: bool,
+    need_dw_dot: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Gradients of ⟨dy, `rms_norm_jvp`⟩: dx and dw [N] summed over K, dx_dot [*K, *x.shape], dw_dot [*K, N].
+
+    dy is [*K, *x.shape], absent tangents are zero; dw and dw_dot are made where needed.
+    """
+    n_cols = x.shape[-1]
+    n_rows = x.numel() // n_cols
+    k_shape = dy.shape[: dy.dim() - x.dim()]
+    n_tangents = math.prod(k_shape)
+    p = plan(TANGENT, n_cols, x.dtype)
+    programs = p.programs(n_rows) if need_dw or need_dw_dot else n_rows
+    dx = dense_like(x)
+    dx_dot = x.new_empty((*k_shape, *x.shape))
+    if not n_rows:
+        dw = torch.zeros_like(weight) if need_dw else None
+        return dx, dw, dx_dot, weight.new_zeros(*k_shape, n_cols) if need_dw_dot else None
+    dw_partials = partials_like(x, programs, n_cols) if need_dw else None
+    dw_dot_partials = partials_like(x, programs, *k_shape, n_cols) if need_dw_dot else None
+    rows = as_rows(x, n_rows)
+    dy, dy_strides = _tangents(dy, n_tangents, n_rows)
+    x_dot, x_dot_strides = _tangents(x_dot, n_tangents, n_rows)
+    weight_dot, weight_dot_strides = _tangents(weight_dot, n_tangents)
+    p.launch(
+        kernels.rms_norm_jvp_backward,
+        programs,
+        rows,
+        weight.contiguous(),
+        dy,
+        x_dot,
+        weight_dot,
+        dx,
+        dw_partials,
+        dx_dot,
+        dw_dot_partials,
+        p.scratch(x, n_rows, 1 + 3 * n_tangents),
+        rows.stride(0),
+        *dy_strides,
+        *x_dot_strides,
+        *weight_dot_strides,
+        n_rows,
+        n_tangents,
+        n_cols,
+        EPS=eps,
+        OFFSET=offset,
+        ACC=acc(x),
+    )
+    dw = finish(dw_partials, weight.dtype) if need_dw else None
+    return dx, dw, dx_dot, finish(dw_dot_partials, weight.dtype) if need_dw_dot else None

@@ -1,0 +1,151 @@
+"""Launch choices as data, and what every launcher needs: views of rows, scratch, the launch itself."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels.triton.rms_norm import sum_partials
+
+MIN_BLOCK = 128  # the columns of one Philox call
+MAX_WARPS = 16  # at 32 a thread has 64 registers, and even the forward spills
+RESIDENT_WARPS = 2112  # 16 on each of an H100's 132 multiprocessors
+MAX_PROGRAMS = 528  # adding up their partial sums stays a small part of the work
+WHOLE, BLOCKS = ("row",), ("sums", "apply")  # stages; row.py says what they are
+PARTIALS_BLOCK = (32, 64)  # partial sums by columns: 16 values a thread, and many programs for short rows
+
+
+@dataclass(frozen=True, eq=False)
+class Residency:
+    """What one program of a kernel holds in registers; half of it where a length is no multiple of 16.
+
+    Such rows are loaded value by value, each with its own address. The numbers are the largest without
+    spills; the compile gate holds them to it.
+
+    Args:
+        whole: the longest row, in columns.
+        block: the columns of one block of a longer row.
+        per_warp: columns of one warp; 512 are 16 values a thread, two 128-bit loads of bfloat16.
+        registers: the most a thread may have. 128 let 16 warps fill a multiprocessor; left to itself, ptxas
+            spills a little to fit more.
+    """
+
+    whole: int
+    block: int
+    per_warp: int
+    registers: int = 128
+
+
+FORWARD = Residency(16384, 4096, 512)  # x alone lives across the sum: 32 values a thread fit
+BACKWARD = Residency(8192, 4096, 512)  # x, dy, w and dw
+JVP = Residency(8192, 4096, 512)  # x, w and one tangent
+TANGENT = Residency(4096, 2048, 256)  # x, dy, w, three tangents and two sums: 8 values a thread
+PROBES = Residency(8192, 4096, 512)  # w / σ and the words of signs
+PROBES_BACKWARD = Residency(8192, 4096, 512)  # z, w, dw and the sum over probes
+# every kernel in float64, where speed matters least: 4 values a thread
+DOUBLE = Residency(1024, 1024, 128, 255)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch where a program holds a row, two where rows are cut into blocks (row.py has the stages)."""
+
+    block: int
+    n_blocks: int
+    n_blocks_padded: int  # a power of two, and no less than 16: most lengths share one build
+    num_warps: int
+    registers: int
+    stages: tuple[str, ...]
+
+    def programs(self, n_rows: int) -> int:
+        """How many programs share n_rows where each leaves a partial sum."""
+        return max(1, min(n_rows, MAX_PROGRAMS, RESIDENT_WARPS // (self.num_warps * self.n_blocks)))
+
+    def scratch(self, x: Tensor, n_rows: int, n_sums: int) -> Tensor | None:
+        """Where stage "sums" leaves n_sums sums a row and block."""
+        if self.stages == WHOLE:
+            return None
+        return x.new_empty((n_rows, n_sums, self.n_blocks), dtype=torch.float64)
+
+    def launch(self, kernel, n_programs: int, *args, **constants) -> None:
+        """Run every stage of a kernel; the first of args is a tensor on the device."""
+        with on(args[0]):
+            for stage in self.stages:
+                kernel[n_programs, self.n_blocks](
+                    *args,
+                    **constants,
+                    STAGE=stage,
+                    BLOCK_N=self.block,
+                    BLOCK_S=self.n_blocks_padded,
+                    num_warps=self.num_warps,
+                    maxnreg=self.registers,
+                )
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up; Triton's own takes microseconds."""
+    return -(-a // b)
+
+
+@lru_cache(maxsize=4096)
+def plan(residency: Residency, n_cols: int, dtype: torch.dtype) -> Plan:
+    """The launch for rows of n_cols of dtype."""
+    residency = DOUBLE if dtype == torch.float64 else residency
+    share = 2 if n_cols % 16 else 1
+    block = max(triton.next_power_of_2(n_cols), MIN_BLOCK)
+    if block > residency.whole // share:
+        block = residency.block // share
+    n_blocks = cdiv(n_cols, block)
+    warps = min(max(block * share // residency.per_warp, 1), MAX_WARPS)
+    stages = WHOLE if n_blocks == 1 else BLOCKS
+    padded = max(triton.next_power_of_2(n_blocks), 16)
+    return Plan(block, n_blocks, padded, warps, residency.registers, stages)
+
+
+_HERE = nullcontext()
+
+
+def on(x: Tensor):
+    """A context in which launches go to x's device."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return _HERE
+
+
+def acc(x: Tensor):
+    """The type that kernels compute in."""
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def as_rows(x: Tensor, *sizes: int) -> Tensor:
+    """x as [*sizes, N] with unit column stride; a view where strides allow it."""
+    if x.shape[:-1] != sizes:
+        x = x.reshape(*sizes, x.shape[-1])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def dense_like(x: Tensor) -> Tensor:
+    """Unwritten, contiguous, of x's shape and type."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def partials_like(x: Tensor, programs: int, *sizes: int) -> Tensor:
+    """Unwritten [programs, *sizes] in the accumulation type."""
+    return x.new_empty((programs, *sizes), dtype=accumulation_dtype(x))
+
+
+def finish(partials: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over the first dimension of partials, in a fixed order, in dtype."""
+    out = partials.new_empty(partials.shape[1:], dtype=dtype)
+    block_p, block_n = PARTIALS_BLOCK
+    if out.numel():
+        with on(partials):
+            sum_partials[(cdiv(out.numel(), block_n),)](
+                partials, out, partials.shape[0], out.numel(), BLOCK_P=block_p, BLOCK_N=block_n, num_warps=4
+            )
+    return out
