@@ -4,7 +4,8 @@
     python -m benchmarks.report bench.json --markdown bench.md
 
 One table a group. Of a benchmark's `extra_info` are read: `label`, its name in the table; `baseline`, true
-for the entry that the others are compared with; `bytes`, what it has to move, for GB/s.
+for the entry that the others are compared with; `bytes`, what it has to move, for GB/s; `copy`, true for the
+entry whose rate is 100 %.
 """
 
 import argparse
@@ -13,16 +14,11 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-HEADER = ("", "median", "IQR", "time / baseline", "GB/s")
-UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+from benchmarks import table
+from benchmarks.table import seconds
 
-
-def seconds(value: float) -> str:
-    """Three digits and a unit."""
-    scale, unit = next(((s, u) for s, u in UNITS if value >= s), UNITS[-1])
-    return f"{value / scale:.3g} {unit}"
+HEADER = ("", "median", "IQR", "time / baseline", "GB/s", "% of copy")
 
 
 def machine(data: dict) -> str:
@@ -31,6 +27,7 @@ def machine(data: dict) -> str:
     cpu = info.get("cpu", {})
     revision = (commit.get("id") or "unknown")[:10] + (" + changes" if commit.get("dirty") else "")
     parts = (
+        info.get("card", ""),
         cpu.get("brand_raw") or info.get("machine", "unknown CPU"),
         f"{cpu.get('count', '?')} cores",
         f"{info.get('torch_threads', '?')} threads",
@@ -46,29 +43,39 @@ def groups(data: dict) -> dict[str, list[tuple[str, ...]]]:
     """Rows of text per group, in the file's order.
 
     Raises:
-        ValueError: a group has more than one baseline.
+        ValueError: a group has more than one baseline or copy.
     """
     by_group: dict[str, list[dict]] = {}
     for entry in data["benchmarks"]:
         by_group.setdefault(entry["group"] or "ungrouped", []).append(entry)
-    tables = {}
-    for group, entries in by_group.items():
-        baselines = [e["stats"]["median"] for e in entries if e["extra_info"].get("baseline")]
-        if len(baselines) > 1:
-            raise ValueError(f"{group} has {len(baselines)} baselines; mark one")
-        tables[group] = [_row(entry, baselines[0] if baselines else None) for entry in entries]
-    return tables
+    return {
+        group: [
+            _row(entry, _only(group, "baseline", entries), _only(group, "copy", entries)) for entry in entries
+        ]
+        for group, entries in by_group.items()
+    }
 
 
-def _row(entry: dict, baseline: float | None) -> tuple[str, ...]:
+def _only(group: str, role: str, entries: list[dict]) -> dict | None:
+    found = [entry for entry in entries if entry["extra_info"].get(role)]
+    if len(found) > 1:
+        raise ValueError(f"{group} has {len(found)} entries marked {role}; mark one")
+    return found[0] if found else None
+
+
+def _rate(entry: dict) -> float:
+    return entry["extra_info"]["bytes"] / entry["stats"]["median"]
+
+
+def _row(entry: dict, baseline: dict | None, copy: dict | None) -> tuple[str, ...]:
     stats, extra = entry["stats"], entry["extra_info"]
-    median = stats["median"]
     return (
         extra.get("label", entry["name"]),
-        seconds(median),
+        seconds(stats["median"]),
         seconds(stats["iqr"]),
-        f"{median / baseline:.2f}" if baseline else "",
-        f"{extra['bytes'] / median / 1e9:.1f}" if "bytes" in extra else "",
+        f"{stats['median'] / baseline['stats']['median']:.2f}" if baseline else "",
+        f"{_rate(entry) / 1e9:.1f}" if "bytes" in extra else "",
+        f"{100 * _rate(entry) / _rate(copy):.0f}" if copy and "bytes" in extra else "",
     )
 
 
@@ -76,8 +83,7 @@ def to_markdown(data: dict) -> str:
     """All tables as Markdown."""
     lines = [machine(data), ""]
     for group, rows in groups(data).items():
-        lines += [f"**{group}**", "", f"| {' | '.join(HEADER)} |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
-        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+        lines += table.to_markdown(group, HEADER, rows)
     return "\n".join(lines)
 
 
@@ -96,12 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     console.print(machine(data), highlight=False)
     for group, rows in groups(data).items():
-        table = Table(HEADER[0], title=group, title_justify="left")
-        for name in HEADER[1:]:
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(table.to_rich(group, HEADER, rows))
     return 0
 
 
