@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint aot bench bench-smoke clean
+.PHONY: help demo test lint aot sanitize bench bench-smoke copies roofline gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml setup.py constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
@@ -28,6 +28,18 @@ lint: $(READY)  ## ruff: format, style and docstrings
 aot: $(READY)  ## compile every Triton kernel for sm_80, sm_90 and sm_100: no spills, 128-bit loads
 	$(BIN)/python -m benchmarks.aot --write benchmarks/aot.md
 
+sanitize: $(READY)  ## run the C++ kernels on fuzzed shapes and strides under the address and UB sanitizers
+	$(BIN)/python -m benchmarks.sanitize
+
+copies: $(READY)  ## time every operator beside a copy, eager PyTorch and torch.compile, taking turns
+	$(BIN)/python -m benchmarks.copies
+
+roofline: $(READY)  ## print what each kernel has to move, and how long that takes on H100, H200 and this CPU
+	$(BIN)/python -m benchmarks.roofline
+
+gpu: $(READY)  ## with a GPU: the parity suite on it, then its timings into benchmarks/results/
+	$(BIN)/python -m benchmarks.gpu
+
 bench: $(READY)  ## measure against eager PyTorch and the authors' step, and print the table
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only --benchmark-json bench.json
 	$(BIN)/python -m benchmarks.report bench.json
@@ -36,4 +48,4 @@ bench-smoke: $(READY)  ## run every benchmark once, to see that it runs
 	$(BIN)/python -m pytest benchmarks/ --benchmark-disable
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache bench.json
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache bench.json ofa_kernels/_native.*
