@@ -57,12 +57,13 @@ def compile_fuzzer(folder: Path) -> Path:
         jobs += [(source, folder / f"{source.stem}.{name}.o", chosen) for source in setup.KERNELS]
     # the slowest first
     jobs.sort(key=lambda job: job[0].stat().st_size, reverse=True)
+
+    def compile_one(job: tuple[Path, Path, list[str]]) -> None:
+        source, target, chosen = job
+        setup.run([*cxx, *flags, *chosen, "-c", str(source), "-o", str(target)])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(
-            pool.map(
-                lambda job: setup.run([*cxx, *flags, *job[2], "-c", str(job[0]), "-o", str(job[1])]), jobs
-            )
-        )
+        list(pool.map(compile_one, jobs))
     program = folder / "fuzz"
     setup.run([*cxx, *flags, *SANITIZERS, *(str(job[1]) for job in jobs), "-o", str(program)])
     return program

@@ -97,6 +97,7 @@ template <class T>
 static void signs(const ofa_rademacher& c) {
     T* out = static_cast<T*>(c.signs);
     const int64_t rows = c.layers * c.probes * c.examples, n = c.columns;
+    const bool streamed = prepare(out, rows * n * sizeof(T));
     const int64_t shares = threads_for(c.threads, rows, rows * n);
     parallel(shares, [=, &c](int64_t share) {
         const Part part(rows, share, shares);
@@ -106,7 +107,7 @@ static void signs(const ofa_rademacher& c) {
                               static_cast<uint32_t>(c.layer_ids[i / c.examples / c.probes])};
             T* row = out + i * n;
             sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {
-                put(row + j, flip(splat(Acc<T>(1)), mask), false, span);
+                put(row + j, flip(splat(Acc<T>(1)), mask), streamed, span);
             });
         }
     });
@@ -127,6 +128,7 @@ static void probes(const ofa_preconditioned_probes& c) {
     const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
     const T* z = static_cast<const T*>(c.z);
     T* out = static_cast<T*>(c.out);
+    const bool streamed = prepare(out, c.probes * rows * n * sizeof(T));
     const int64_t shares = threads_for(c.threads, rows, c.probes * rows * n);
     parallel(shares, [=, &c](int64_t share) {
         const Part part(rows, share, shares);
@@ -137,7 +139,7 @@ static void probes(const ofa_preconditioned_probes& c) {
                                   static_cast<uint32_t>(c.layer)};
                 T* row = out + (k * rows + i) * n;
                 sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {
-                    put(row + j, flip(load(w + j) * r, mask), false, span);
+                    put(row + j, flip(load(w + j) * r, mask), streamed, span);
                 });
             }
         }
@@ -222,6 +224,7 @@ static void scale(const ofa_probe_scale& c) {
     const int64_t n = c.columns, all = c.probes * c.rows;
     const A* factors = static_cast<const A*>(c.scale);
     T* out = static_cast<T*>(c.out);
+    const bool streamed = prepare(out, all * n * sizeof(T));
     const int64_t shares = threads_for(c.threads, all, all * n);
     parallel(shares, [=, &c](int64_t share) {
         const Part part(all, share, shares);
@@ -231,7 +234,7 @@ static void scale(const ofa_probe_scale& c) {
             const Pair<A> factor = splat(plain_nan(factors[at]));
             T* row = out + at * n;
             sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {
-                put(row + j, flip(factor, mask), false, span);
+                put(row + j, flip(factor, mask), streamed, span);
             });
         }
     });

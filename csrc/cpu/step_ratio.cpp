@@ -40,6 +40,7 @@ static void lengths_backward(const ofa_step_lengths_backward& c) {
         return length[at] > 0 ? plain_nan(dlength[at] / length[at]) : A(0);
     };
     const int64_t all = (c.steps + 1) * c.examples;
+    const bool streamed = prepare(out, all * n * sizeof(T));
     const int64_t shares = threads_for(c.threads, all, all * n);
     parallel(shares, [=, &c](int64_t share) {
         const Part part(all, share, shares);
@@ -53,7 +54,7 @@ static void lengths_backward(const ofa_step_lengths_backward& c) {
             sweep<COLUMNS<A>>(0, n, [=](int64_t j, auto span) {
                 const auto v = get(here + j, span);
                 const auto step = (v - get(before + j, span)) * arriving;
-                put(row + j, step - (get(after + j, span) - v) * leaving, false, span);
+                put(row + j, step - (get(after + j, span) - v) * leaving, streamed, span);
             });
         }
     });

@@ -4,8 +4,9 @@
  * pack it, and returns 0, or OFA_NO_MEMORY if scratch memory could not be had (outputs are then undefined).
  * Rows are `columns` long with unit stride; `x_stride` and the like lead from one row to the next, `_k` from
  * one tangent to the next. Outputs are contiguous and overlap no input. A null pointer means "absent"
- * (inputs) or "not wanted" (outputs). Weights, weight tangents and their gradients are contiguous and have
- * `weight_dtype`. Results depend on `threads` only through the order in which dw is summed, never on timing.
+ * (inputs, whose strides must then be 0) or "not wanted" (outputs). Weights, weight tangents and their
+ * gradients are contiguous and have `weight_dtype`. Results depend on `threads` only through the order in
+ * which dw is summed, never on timing.
  */
 #ifndef OFA_H
 #define OFA_H
