@@ -120,7 +120,13 @@ inline void store(A* p, Pair<A> v) {
 // rows and those that arithmetic makes are such, and unpack() sees to it for weights.
 inline Words round_to_bfloat16(Vec<float> v) {
     const Words bits = (Words)v;
+#if defined(__AVX512F__)
+    const __mmask16 odd = _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x10000));
+    const __m512i half = _mm512_add_epi32((__m512i)bits, _mm512_set1_epi32(0x7fff));
+    return (Words)_mm512_mask_add_epi32(half, odd, half, _mm512_set1_epi32(1));
+#else
     return bits + (((bits >> 16) & 1) + 0x7fff);
+#endif
 }
 
 inline void store(bfloat16* p, Pair<float> v) {

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.alternate import Pace, alternate, cpu_clock, cuda_clock, host_clock
+from benchmarks.alternate import WARM_CALLS, Pace, alternate, cpu_clock, cuda_clock, host_clock
 
 
 def test_every_contender_has_its_turn_in_every_round():
@@ -37,8 +37,8 @@ def test_short_calls_are_repeated_and_warm():
         calls["a"] += 1
 
     alternate({"a": count}, Pace(0.0, (2, 2), iterations=50, clock=clock))
-    # three to see how long it takes, then 20 of 0.1 ms in each of two turns after an untimed one
-    assert calls["a"] == 3 + 2 * (1 + 20)
+    # three to see how long it takes, then 20 of 0.1 ms in each of two turns after the untimed ones
+    assert calls["a"] == 3 + 2 * (WARM_CALLS + 20)
 
 
 def test_cpu_clock_counts_calls():
