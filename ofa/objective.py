@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ofa_kernels
+from ofa.block import Probes, stacked_pass, why_not_stacked
+from ofa.patch import causal_lm
 from ofa.sharpness import layer_sharpness
 from ofa.states import token_states
 from ofa_kernels.probes import mix
@@ -82,20 +84,34 @@ def objective(model: nn.Module, batch: dict[str, Tensor], cfg: OFAConfig, step: 
     Raises:
         ValueError: shapes don't fit, or the family is not supported.
     """
-    with_sharpness = cfg.lambda_sharp != 0 and step % cfg.sharpness_every == 0
-    states = token_states(model, batch, record=with_sharpness)
-    logits = states.logits.to(accumulation_dtype(states.logits))
-    loss = cross_entropy = F.cross_entropy(logits, batch["labels"])
-    ratio = sharp = None
-    if cfg.lambda_step != 0:
-        ratio = ofa_kernels.step_ratio(states.z)
-        loss = loss + cfg.lambda_step * ratio
-    if with_sharpness:
-        if len(states.keys) < 2:
+    probes = None
+    if cfg.lambda_sharp != 0 and step % cfg.sharpness_every == 0:
+        n_layers = causal_lm(model).config.num_hidden_layers
+        if n_layers < 2:
             raise ValueError("the sharpness term needs a model of at least two layers; set lambda_sharp=0")
-        layers = range(1, len(states.keys))  # the embedding's layer is noise (and left out of J too)
-        sharp = layer_sharpness(
-            model, states, layers, cfg.n_probes, mix(cfg.seed, step), batch.get("example_ids")
-        ).value.mean()
+        # the embedding's layer is noise (and left out of J too)
+        layers, ids = range(1, n_layers), batch.get("example_ids")
+        probes = Probes(layers, cfg.n_probes, mix(cfg.seed, step), ids)
+    z, logits, sharp = _pass(model, batch, probes)
+    logits = logits.to(accumulation_dtype(logits))
+    loss = cross_entropy = F.cross_entropy(logits, batch["labels"])
+    ratio = None
+    if cfg.lambda_step != 0:
+        ratio = ofa_kernels.step_ratio(z)
+        loss = loss + cfg.lambda_step * ratio
+    if sharp is not None:
         loss = loss + cfg.lambda_sharp * cfg.sharpness_every * sharp
     return Objective(loss, cross_entropy, ratio, sharp)
+
+
+def _pass(
+    model: nn.Module, batch: dict[str, Tensor], probes: Probes | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(states [T+1, B, D], logits [B, V], mean H or None), in one pass where the family's form is written."""
+    if why_not_stacked(model) is None:
+        ran = stacked_pass(model, batch, probes)
+        return ran.z, ran.logits, None if probes is None else -ran.products.mean()
+    states = token_states(model, batch, record=probes is not None)
+    if probes is None:
+        return states.z, states.logits, None
+    return states.z, states.logits, layer_sharpness(model, states, probes).value.mean()

@@ -1,4 +1,4 @@
-"""H_t = -tr(J_f P) by token-local probes, through the model's own layers (`vmap` of `jvp`)."""
+"""H_t = -tr(J_f P) by token-local probes: stacked on the clean pass, or through any layer by `vmap(jvp)`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 import ofa_kernels
+from ofa.block import Probes, stacked_pass, why_not_stacked
 from ofa.patch import active_norm, causal_lm, family_of
 from ofa.states import TokenStates, attention_implementation, cache_argument, token_states
+from ofa_kernels.hutchinson import TraceEstimate
 from ofa_kernels.reference import accumulation_dtype, preconditioner
 
 ONE_QUERY = "ofa_one_query"
@@ -82,22 +84,25 @@ class Sharpness:
     value: Tensor
     stderr: Tensor
 
+    @classmethod
+    def of(cls, traces: Iterable[TraceEstimate]) -> "Sharpness":
+        """From the traces of J_f P, one a layer."""
+        values, errors = zip(*((trace.value, trace.stderr) for trace in traces), strict=True)
+        return cls(-torch.stack(values), torch.stack(errors))
+
 
 def layer_sharpness(
-    model: nn.Module,
-    states: TokenStates,
-    layers: Iterable[int],
-    n_probes: int,
-    seed: int,
-    example_ids: Tensor | None = None,
-    method: str = "jvp",
-    fd_eps: float = 1e-3,
+    model: nn.Module, states: TokenStates, probes: Probes, method: str = "jvp", fd_eps: float = 1e-3
 ) -> Sharpness:
-    """H of the named layers from recorded states; differentiable in γ, through Z_t, σ and the keys too."""
+    """H of the probed layers from recorded states, through the model's own layers.
+
+    Differentiable in γ, through Z_t, σ and the keys too: the oracle of the stacked form, and what serves
+    families that have none.
+    """
     decoder, family = causal_lm(model).model, family_of(model)
     estimates = []
     with attention_implementation(model, ONE_QUERY):
-        for t in layers:
+        for t in probes.layers:
             z = states.z[t]
             norm = active_norm(getattr(decoder.layers[t], family.before_mlp))
             estimates.append(
@@ -105,16 +110,15 @@ def layer_sharpness(
                     token_map(model, states, t),
                     z,
                     preconditioner(z, norm.weight, norm.variance_epsilon),
-                    n_probes,
-                    seed,
+                    probes.n_probes,
+                    probes.seed,
                     method=method,
                     fd_eps=fd_eps,
-                    example_ids=example_ids,
+                    example_ids=probes.example_ids,
                     layer=t,
                 )
             )
-    value = -torch.stack([estimate.value for estimate in estimates])
-    return Sharpness(value, torch.stack([estimate.stderr for estimate in estimates]))
+    return Sharpness.of(estimates)
 
 
 def sharpness(
@@ -148,8 +152,9 @@ def sharpness(
     Raises:
         ValueError: shapes don't fit, or the family is not supported.
     """
-    states = token_states(model, batch)
-    layers = range(len(states.keys))
-    return layer_sharpness(
-        model, states, layers, n_probes, seed, batch.get("example_ids"), method=method, fd_eps=fd_eps
-    )
+    layers = range(causal_lm(model).config.num_hidden_layers)
+    probes = Probes(layers, n_probes, seed, batch.get("example_ids"))
+    if method == "jvp" and why_not_stacked(model) is None:
+        products = stacked_pass(model, batch, probes).products
+        return Sharpness.of(map(TraceEstimate.from_probes, products))
+    return layer_sharpness(model, token_states(model, batch), probes, method, fd_eps)

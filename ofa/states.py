@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ofa.packing import check_batch
 from ofa.patch import causal_lm
 
 
@@ -77,17 +78,6 @@ def last_real(attention_mask: Tensor) -> Tensor:
     return (attention_mask * positions).argmax(-1)
 
 
-def _check(input_ids: Tensor, attention_mask: Tensor) -> None:
-    if input_ids.dim() != 2 or attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"input_ids and attention_mask must both be [B, T], got {tuple(input_ids.shape)} and "
-            f"{tuple(attention_mask.shape)}"
-        )
-    if not attention_mask.any(-1).all():
-        row = int((~attention_mask.any(-1)).nonzero()[0])
-        raise ValueError(f"example {row} of the batch has no real token")
-
-
 def token_states(
     model: nn.Module, batch: dict[str, Tensor], record: bool = True, prefix: TokenStates | None = None
 ) -> TokenStates:
@@ -111,7 +101,7 @@ def token_states(
     lm = causal_lm(model)
     decoder = lm.model
     input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-    _check(input_ids, mask)
+    check_batch(input_ids, mask)
     n_rows, n_tokens = input_ids.shape
     rows = torch.arange(n_rows, device=input_ids.device)
     last = last_real(mask)

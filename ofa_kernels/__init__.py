@@ -2,7 +2,7 @@
 
 from ofa_kernels.dispatch import backend_report
 from ofa_kernels.hutchinson import hutchinson_trace
-from ofa_kernels.norms import add_rms_norm, rms_norm
+from ofa_kernels.norms import add_rms_norm, rms_norm, rms_norm_jvp
 from ofa_kernels.probes import preconditioned_probes, probe_dot, rademacher
 from ofa_kernels.steps import step_ratio
 
@@ -14,5 +14,6 @@ __all__ = [
     "probe_dot",
     "rademacher",
     "rms_norm",
+    "rms_norm_jvp",
     "step_ratio",
 ]

@@ -50,7 +50,7 @@ def test_zero_weights_do_no_extra_work(llama, monkeypatch):
         raise AssertionError("was computed though its weight is 0")
 
     module = sys.modules["ofa.objective"]  # the name ofa.objective is the function
-    monkeypatch.setattr(module, "layer_sharpness", forbidden)
+    monkeypatch.setattr(sys.modules["ofa.block"].ofa_kernels, "rms_norm_jvp", forbidden)
     monkeypatch.setattr(module.ofa_kernels, "step_ratio", forbidden)
     ofa.patch_model(llama)
     terms = objective(llama, make_batch(), OFAConfig(lambda_step=0, lambda_sharp=0))
@@ -73,6 +73,22 @@ def test_gradient_in_bfloat16_is_finite_and_float32():
     gradients = torch.autograd.grad(terms.loss, weights)
     assert terms.loss.dtype == torch.float32
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() and g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("lambda_sharp", [0.0, 0.2])
+def test_families_without_a_stacked_form_get_the_same(llama, monkeypatch, lambda_sharp):
+    weights = [norm.module.weight for norm in ofa.patch_model(llama).norms]
+    config = OFAConfig(lambda_step=0.3, lambda_sharp=lambda_sharp, n_probes=3)
+
+    def run():
+        terms = objective(llama, make_batch(), config, step=1)
+        return [terms.loss, *torch.autograd.grad(terms.loss, weights)]
+
+    stacked = run()
+    monkeypatch.setattr(sys.modules["ofa.objective"], "why_not_stacked", lambda model: "no form is written")
+    monkeypatch.setattr(sys.modules["ofa.objective"], "stacked_pass", None)
+    for found, expected in zip(run(), stacked, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("field", ["n_probes", "sharpness_every", "epochs", "batch_size"])

@@ -1,0 +1,275 @@
+"""A decoder block on clean rows and tangent rows together: one pass gives states, logits and J_f P ν.
+
+The batch is packed: one row a real token, the prediction tokens first, so padding costs nothing. In every
+layer each linear runs once on [clean rows; tangent rows]; the clean prediction token *is* the primal of the
+tangents, and what lies between the linears is differentiated by hand.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import ofa_kernels
+from ofa.attention import Tangents, causal, one_query
+from ofa.packing import Packing
+from ofa.patch import active_norm, causal_lm, family_of
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Which probes ride along.
+
+    Attributes:
+        layers: the layers whose J_f P is probed.
+        n_probes: how many, a layer and example.
+        seed: theirs.
+        example_ids: [B], which select them; None for 0 to B-1.
+    """
+
+    layers: Collection[int]
+    n_probes: int
+    seed: int
+    example_ids: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a layer are: [B prediction tokens; other tokens; N B tangents].
+
+    Attributes:
+        packing: where the tokens stand.
+        n_probes: N; 0 without tangents.
+        cos: [all rows, 1, head_dim], of the rotary embedding.
+        sin: likewise.
+    """
+
+    packing: Packing
+    n_probes: int
+    cos: Tensor
+    sin: Tensor
+
+    @property
+    def n_clean(self) -> int:
+        """Rows that are no tangents."""
+        return len(self.packing.positions)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Rows of each kind."""
+        n_examples = self.packing.n_examples
+        return n_examples, self.n_clean - n_examples, self.n_probes * n_examples
+
+    @property
+    def own_cos(self) -> Tensor:
+        """Of the prediction tokens and the tangents."""
+        return self.cos[: self.packing.n_examples].repeat(1 + self.n_probes, 1, 1)
+
+    @property
+    def own_sin(self) -> Tensor:
+        """Of the prediction tokens and the tangents."""
+        return self.sin[: self.packing.n_examples].repeat(1 + self.n_probes, 1, 1)
+
+    @classmethod
+    def of(cls, packing: Packing, n_probes: int, cos: Tensor, sin: Tensor) -> "Rows":
+        """With a rotary embedding (cos, sin) of the clean rows, each [R, 1, head_dim]."""
+        n_examples = packing.n_examples
+        return cls(
+            packing, n_probes, *(torch.cat([t, t[:n_examples].repeat(n_probes, 1, 1)]) for t in (cos, sin))
+        )
+
+
+@dataclass(frozen=True)
+class StackedPass:
+    """What one pass leaves behind, at each example's prediction token.
+
+    Attributes:
+        z: [T+1, B, D], Z_0 (the embedding) to Z_T (the last layer's output before the final norm).
+        logits: [B, V].
+        products: [layers, n_probes, B], νᵀ J_f P ν of the probed layers; None without probes.
+    """
+
+    z: Tensor
+    logits: Tensor
+    products: Tensor | None
+
+
+def stacked_linears(layer: nn.Module) -> list[nn.Module]:
+    """The linear maps of a Llama decoder layer."""
+    attention, mlp = layer.self_attn, layer.mlp
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    return [getattr(attention, name) for name in names] + [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+def why_not_stacked(model: nn.Module) -> str | None:
+    """Why the model has to go through its own layers instead, or None."""
+    lm = causal_lm(model)
+    if lm.config.model_type != "llama":
+        return f"no stacked form of {lm.config.model_type} is written"
+    if lm.training and lm.config.attention_dropout:
+        return "attention dropout is on"
+    if any("_hf_hook" in layer.__dict__ for layer in lm.model.layers):
+        return "accelerate moves the layers' inputs"
+    for layer in lm.model.layers:
+        for linear in stacked_linears(layer):
+            if getattr(linear, "bias", None) is not None and type(linear) is not nn.Linear:
+                return f"a {type(linear).__name__} adds a bias, which tangents must not get"
+    return None
+
+
+def _linear(linear: nn.Module, rows: Tensor, n_clean: int) -> Tensor:
+    """One linear map of [clean; tangent rows]; tangents get no bias."""
+    if getattr(linear, "bias", None) is None:
+        return linear(rows)
+    out = F.linear(rows, linear.weight)
+    return torch.cat([out[:n_clean] + linear.bias, out[n_clean:]])
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [rows, heads, head_dim]; cos and sin [rows, 1, head_dim]."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+def _attention(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> Tensor:
+    """[clean; tangent rows] -> the same; of the clean rows only the prediction tokens' if final."""
+    packing, heads = at.packing, (-1, attention.head_dim)
+    queries, n_queries, cos, sin = rows, at.n_clean, at.cos, at.sin
+    if final:
+        own, _, tangents = rows.split(at.sizes)
+        queries, n_queries = torch.cat([own, tangents]), packing.n_examples
+        cos, sin = at.own_cos, at.own_sin
+    q = _rotate(_linear(attention.q_proj, queries, n_queries).unflatten(-1, heads), cos, sin)
+    k = _rotate(_linear(attention.k_proj, rows, at.n_clean).unflatten(-1, heads), at.cos, at.sin)
+    v = _linear(attention.v_proj, rows, at.n_clean).unflatten(-1, heads)
+    keys, _, k_dot = packing.unpack(k)
+    values, _, v_dot = packing.unpack(v)
+    if final:
+        q_own, q_dot = q.split((n_queries, len(q) - n_queries))
+    else:
+        padded, q_own, q_dot = packing.unpack(q)
+    dots = out_dot = None
+    if at.n_probes:
+        by_probe = (at.n_probes, packing.n_examples)
+        dots = Tangents(*(t.unflatten(0, by_probe) for t in (q_dot, k_dot, v_dot)))
+    if final or dots is not None:
+        out, out_dot = one_query(q_own, keys, values, packing.real, attention.scaling, dots)
+    out_dot = q_dot if out_dot is None else out_dot.flatten(0, 1)  # no rows where there are no tangents
+    if final:
+        mixed = torch.cat([out, out_dot])
+    else:
+        mixed = packing.pack(causal(padded, keys, values, attention.scaling), out_dot)
+    return _linear(attention.o_proj, mixed.flatten(1), n_queries)
+
+
+def _mlp(mlp: nn.Module, rows: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
+    """[prediction tokens; other rows; tangent rows] -> the same."""
+    n_clean = sizes[0] + sizes[1]
+    gate, up = (_linear(linear, rows, n_clean) for linear in (mlp.gate_proj, mlp.up_proj))
+    if not n_probes:
+        return _linear(mlp.down_proj, mlp.act_fn(gate) * up, n_clean)
+    (gate, gate_rest, gate_dot), (up, up_rest, up_dot) = gate.split(sizes), up.split(sizes)
+    activated, slope = torch.func.jvp(mlp.act_fn, (gate,), (torch.ones_like(gate),))
+    by_probe = (n_probes, sizes[0])
+    dot = (slope * up) * gate_dot.unflatten(0, by_probe) + activated * up_dot.unflatten(0, by_probe)
+    product = torch.cat([activated * up, mlp.act_fn(gate_rest) * up_rest, dot.flatten(0, 1)])
+    return _linear(mlp.down_proj, product, n_clean)
+
+
+def block(
+    layer: nn.Module,
+    norms: tuple[nn.Module, nn.Module],
+    x: Tensor,
+    at: Rows,
+    final: bool,
+    probes: Probes | None,
+    index: int,
+) -> tuple[Tensor, Tensor | None]:
+    """One Llama decoder layer.
+
+    Args:
+        layer: the layer.
+        norms: those before attention and before the MLP; the second's γ is P's.
+        x: [R, D], the packed rows.
+        at: what the rows are.
+        final: nothing but the prediction tokens' output is needed.
+        probes: whose directions ride along; None for none.
+        index: the layer's number.
+
+    Returns:
+        The output rows ([B, D] for the final layer) and νᵀ J_f P ν [n_probes, B], None without probes.
+    """
+    n_examples, (first, second) = at.packing.n_examples, norms
+    by_probe = (at.n_probes, n_examples)
+    rows = ofa_kernels.rms_norm(x, first.weight, first.variance_epsilon)
+    own = x[:n_examples]
+    if probes is not None:
+        direction = ofa_kernels.preconditioned_probes(
+            own, second.weight, second.variance_epsilon, probes.seed, probes.n_probes,
+            example_ids=probes.example_ids, layer=index,
+        )  # fmt: skip
+        dot = ofa_kernels.rms_norm_jvp(own, first.weight, direction, first.variance_epsilon)
+        rows = torch.cat([rows, dot.flatten(0, 1)])
+    attended = _attention(layer.self_attn, rows, at, final)
+    sizes = (n_examples, 0, at.sizes[2]) if final else at.sizes
+    n_clean = sizes[0] + sizes[1]
+    attended, attended_dot = attended.split((n_clean, sizes[2]))
+    rows, middle = ofa_kernels.add_rms_norm(
+        attended, own if final else x, second.weight, second.variance_epsilon
+    )
+    if probes is not None:
+        attended_dot = attended_dot.unflatten(0, by_probe)
+        dot = ofa_kernels.rms_norm_jvp(
+            middle[:n_examples], second.weight, direction + attended_dot, second.variance_epsilon
+        )
+        rows = torch.cat([rows, dot.flatten(0, 1)])
+    out, out_dot = _mlp(layer.mlp, rows, sizes, at.n_probes).split((n_clean, sizes[2]))
+    products = None
+    if probes is not None:
+        change = attended_dot + out_dot.unflatten(0, by_probe)
+        products = ofa_kernels.probe_dot(change, probes.seed, probes.example_ids, index)
+    return middle + out, products
+
+
+def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | None = None) -> StackedPass:
+    """Run the decoder once on packed rows, with the probes' tangents riding along.
+
+    Args:
+        model: a Llama causal language model, patched or not.
+        batch: `input_ids` and `attention_mask`, both [B, T], padded on either side.
+        probes: which directions to take; None for none.
+
+    Returns:
+        The `StackedPass` of the batch.
+
+    Raises:
+        ValueError: shapes don't fit, or a row has no real token.
+    """
+    lm, family = causal_lm(model), family_of(model)
+    decoder = lm.model
+    packing = Packing.of(batch["input_ids"], batch["attention_mask"])
+    x = decoder.embed_tokens(packing.input_ids)
+    cos, sin = (part[0, :, None] for part in decoder.rotary_emb(x, packing.positions[None]))
+    plain = probed = Rows.of(packing, 0, cos, sin)
+    if probes is not None:
+        probed = Rows.of(packing, probes.n_probes, cos, sin)
+    states, products = [x[: packing.n_examples]], []
+    names, n_layers = (family.before_attention, family.before_mlp), len(decoder.layers)
+    for index, layer in enumerate(decoder.layers):
+        norms = tuple(active_norm(getattr(layer, name)) for name in names)
+        rides = probes is not None and index in probes.layers
+        rows, riding = (probed, probes) if rides else (plain, None)
+        arguments = (layer, norms, x, rows, index == n_layers - 1, riding, index)
+        if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
+            x, product = checkpoint(block, *arguments, use_reentrant=False)
+        else:
+            x, product = block(*arguments)
+        states.append(x[: packing.n_examples])
+        if product is not None:
+            products.append(product)
+    final = active_norm(decoder.norm)
+    logits = lm.lm_head(ofa_kernels.rms_norm(x, final.weight, final.variance_epsilon))
+    return StackedPass(torch.stack(states), logits, torch.stack(products) if products else None)
