@@ -15,7 +15,8 @@ from ofa.adapter import OFA_CONFIG, load_adapter, read_config, save_adapter
 from ofa.fewshot.tasks import Task
 from ofa.objective import OFAConfig
 from ofa.scoring import Scores, score
-from ofa.trainer import FitResult, fit, progress_bar
+from ofa.trainer import fit
+from ofa.training import FitResult, progress_bar
 
 
 class FewShotClassifier:

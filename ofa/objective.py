@@ -8,11 +8,15 @@ from torch import Tensor, nn
 
 import ofa_kernels
 from ofa.block import Probes, stacked_pass, why_not_stacked
+from ofa.paper_code import paper_code_terms
 from ofa.patch import causal_lm
 from ofa.sharpness import layer_sharpness
 from ofa.states import token_states
+from ofa.training import Schedule
 from ofa_kernels.probes import mix
 from ofa_kernels.reference import accumulation_dtype
+
+TERMS = ("formulas", "paper_code")
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,10 @@ class OFAConfig:
         lr: AdamW's peak learning rate; 5 % linear warm-up, then a cosine to 0.
         weight_decay: AdamW's.
         epochs: passes over the shots.
-        batch_size: examples a step.
+        batch_size: examples a step; None for all shots.
         seed: of the order of the shots and of the probes.
+        terms: `"formulas"` for those of the paper, `"paper_code"` for what the authors' public code
+            computes (see `paper_code`).
     """
 
     lambda_step: float = 1e-2
@@ -38,15 +44,34 @@ class OFAConfig:
     lr: float = 1e-3
     weight_decay: float = 1e-3
     epochs: int = 30
-    batch_size: int = 5
+    batch_size: int | None = 5
     seed: int = 0
+    terms: str = "formulas"
+
+    @classmethod
+    def paper_code(cls, seed: int = 0) -> "OFAConfig":
+        """The authors' public research code: their terms, weights and schedule, one example a step.
+
+        Use it in float32, as they do. It does not compute the paper's formulas; `ofa.paper_code` says where
+        it differs.
+        """
+        return cls(epochs=60, batch_size=1, seed=seed, terms="paper_code")
+
+    def schedule(self, max_steps: int | None = None) -> Schedule:
+        """Optimiser and order of the shots, cut after `max_steps`."""
+        as_published = self.terms == "paper_code"
+        settings = self.lr, self.weight_decay, self.epochs, self.batch_size, self.seed
+        return Schedule(*settings, max_steps=max_steps, cosine_from_start=as_published)
 
     def __post_init__(self):
         for name in ("n_probes", "sharpness_every", "epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(
-                    f"OFAConfig: {name} must be an integer of at least 1, got {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if name == "batch_size" and value is None:
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"OFAConfig: {name} must be an integer of at least 1, got {value}")
+        if self.terms not in TERMS:
+            raise ValueError(f"OFAConfig: terms must be one of {TERMS}, got {self.terms!r}")
         for name in ("lambda_step", "lambda_sharp", "lr", "weight_decay"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"OFAConfig: {name} must be finite, got {getattr(self, name)}")
@@ -84,6 +109,10 @@ def objective(model: nn.Module, batch: dict[str, Tensor], cfg: OFAConfig, step: 
     Raises:
         ValueError: shapes don't fit, or the family is not supported.
     """
+    if cfg.terms == "paper_code":
+        cross_entropy, ratio, sharp = paper_code_terms(model, batch, mix(cfg.seed, step))
+        loss = cross_entropy + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
+        return Objective(loss, cross_entropy, ratio, sharp)
     probes = None
     if cfg.lambda_sharp != 0 and step % cfg.sharpness_every == 0:
         n_layers = causal_lm(model).config.num_hidden_layers

@@ -1,82 +1,37 @@
-"""Adapt a model to its shots: AdamW on γ with warm-up and cosine, watched by a progress bar."""
+"""Adapt a model to its shots by its norm weights γ."""
 
-import math
-import random
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from transformers import PreTrainedTokenizerBase
 
 from ofa.fewshot.tasks import Task, count_truncated
-from ofa.objective import Objective, OFAConfig, objective
+from ofa.objective import OFAConfig, objective
 from ofa.patch import causal_lm, patch_model
 from ofa.scoring import max_tokens, pad
+from ofa.training import FitResult, train
 
-WARMUP_SHARE = 0.05
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss term or the gradient became NaN or infinite; γ is that of the last good step."""
+# what the activations saved for the backward pass of one part of a batch may take
+ACTIVATION_BYTES = 4 * 2**30
 
 
-@dataclass
-class FitResult:
-    """What `fit` did.
-
-    Attributes:
-        history: one dict a step: step, epoch, lr, loss, cross_entropy, step_ratio, sharpness (unweighted
-            terms; None where not computed).
-        seconds: wall-clock time of the training loop.
-        n_truncated: shots that were cut to fit the context.
-    """
-
-    history: list[dict] = field(default_factory=list)
-    seconds: float = 0.0
-    n_truncated: int = 0
+def _bytes_per_token(model: nn.Module) -> int:
+    """Roughly what one token's saved activations take: six rows of the state and three of the MLP a layer."""
+    config = causal_lm(model).config
+    row = 6 * config.hidden_size + 3 * config.intermediate_size
+    return config.num_hidden_layers * row * causal_lm(model).dtype.itemsize
 
 
-def progress_bar(visible: bool = True) -> Progress:
-    """A bar on standard error with free text and the time that remains."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[info]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not visible,
-    )
-
-
-def _batches(n: int, cfg: OFAConfig) -> Iterator[tuple[int, list[int]]]:
-    """(epoch, indices) of every step, freshly shuffled each epoch."""
-    generator = random.Random(cfg.seed)
-    for epoch in range(cfg.epochs):
-        order = list(range(n))
-        generator.shuffle(order)
-        for start in range(0, n, cfg.batch_size):
-            yield epoch, order[start : start + cfg.batch_size]
-
-
-def _describe(row: dict) -> str:
-    names = {"loss": "loss", "cross_entropy": "CE", "step_ratio": "J", "sharpness": "H"}
-    return "  ".join(f"{short} {row[name]:.4g}" for name, short in names.items() if row[name] is not None)
-
-
-def _check_finite(step: int, terms: Objective, gradients: Sequence[Tensor]) -> None:
-    largest = torch.stack([gradient.abs().max() for gradient in gradients]).max()
-    # the single terms first, so that the culprit is named and not the sum
-    for name, value in (*reversed(vars(terms).items()), ("gradient", largest)):
-        if value is not None and not torch.isfinite(value):
-            raise NonFiniteError(
-                f"step {step}: the term {name} is {value.item()}; γ was put back to the last good step. "
-                "Lower lr or the term's weight, or use float32"
-            )
+def _parts(rows: list[int], lengths: Sequence[int], limit: float) -> Iterator[list[int]]:
+    """The rows in order, as many together as have at most `limit` tokens."""
+    part: list[int] = []
+    for i in rows:
+        if part and sum(lengths[j] for j in part) + lengths[i] > limit:
+            yield part
+            part = []
+        part.append(i)
+    yield part
 
 
 def fit(
@@ -86,11 +41,13 @@ def fit(
     shots: Sequence[dict],
     cfg: OFAConfig | None = None,
     progress: bool = True,
+    max_steps: int | None = None,
 ) -> FitResult:
     """Train the norm weights γ on a few labelled examples (OFA; with both weights 0: LN-tuning).
 
     The model is patched first if it isn't, stays in evaluation mode while it trains, and is adapted in
-    place. A step computes no logits but the prediction tokens' and no gradient but γ's.
+    place. A step computes no logits but the prediction tokens', no gradient but γ's, and nothing on padding.
+    A batch whose activations would take more than 4 GiB is run in parts, with the same gradient.
 
     Args:
         model: a causal language model of a supported family.
@@ -99,9 +56,12 @@ def fit(
         shots: {"text": str, "label": class number} each; their positions are the probes' example ids.
         cfg: objective, optimiser and schedule.
         progress: show a bar with the loss terms and the time that remains.
+        max_steps: stop after so many steps; the learning rate is that of the whole run.
 
     Returns:
-        `.history`, `.seconds` and `.n_truncated`; a warning too says how many shots were cut.
+        `.history` (one dict a step: step, epoch, lr, loss, cross_entropy, step_ratio, sharpness; unweighted
+        terms, None where not computed), `.seconds` and `.n_truncated`; a warning too says how many shots
+        were cut.
 
     Raises:
         ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
@@ -113,44 +73,23 @@ def fit(
     task.check_labels(shots)
     label_ids = task.label_ids(tokenizer)
     prompts = [task.encode(tokenizer, shot["text"], max_tokens(model)) for shot in shots]
-    report = patch_model(model)
-    weights = [norm.module.weight for norm in report.norms]
-    lm = causal_lm(model)
-    device = lm.lm_head.weight.device
-    optimizer = torch.optim.AdamW(weights, lr=cfg.lr, weight_decay=cfg.weight_decay)
-    n_steps = cfg.epochs * math.ceil(len(shots) / cfg.batch_size)
-    schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP_SHARE * n_steps), n_steps)
-    result = FitResult(n_truncated=count_truncated(prompts))
-    good = [weight.detach().clone() for weight in weights]
+    n_truncated, lengths = count_truncated(prompts), [len(prompt.ids) for prompt in prompts]
+    report, lm = patch_model(model), causal_lm(model)
+    device, limit = lm.lm_head.weight.device, ACTIVATION_BYTES / _bytes_per_token(model)
+
+    def passes(step: int, rows: list[int]) -> Iterator[tuple[float, dict[str, Tensor | None]]]:
+        for part in _parts(rows, lengths, limit):
+            batch = pad([prompts[i].ids for i in part], device)
+            batch["labels"] = torch.tensor([label_ids[shots[i]["label"]] for i in part], device=device)
+            batch["example_ids"] = torch.tensor(part, device=device)
+            yield len(part) / len(rows), vars(objective(model, batch, cfg, step))
+
     was_training = lm.training
     lm.eval()
-    begin = time.perf_counter()
     try:
-        with progress_bar(progress) as bar:
-            line = bar.add_task("adapting", total=n_steps, info="")
-            for step, (epoch, rows) in enumerate(_batches(len(shots), cfg)):
-                batch = pad([prompts[i].ids for i in rows], device)
-                batch["labels"] = torch.tensor([label_ids[shots[i]["label"]] for i in rows], device=device)
-                batch["example_ids"] = torch.tensor(rows, device=device)
-                terms = objective(model, batch, cfg, step)
-                gradients = torch.autograd.grad(terms.loss, weights)
-                _check_finite(step, terms, gradients)
-                for saved, weight, gradient in zip(good, weights, gradients, strict=True):
-                    saved.copy_(weight.detach())
-                    weight.grad = gradient
-                lr = optimizer.param_groups[0]["lr"]
-                optimizer.step()
-                schedule.step()
-                values = {name: None if t is None else t.item() for name, t in vars(terms).items()}
-                result.history.append({"step": step, "epoch": epoch, "lr": lr, **values})
-                bar.update(line, advance=1, info=_describe(result.history[-1]))
-    except NonFiniteError:
-        with torch.no_grad():
-            for saved, weight in zip(good, weights, strict=True):
-                weight.copy_(saved)
-        raise
+        weights = [norm.module.weight for norm in report.norms]
+        result = train(weights, passes, len(shots), cfg.schedule(max_steps), progress)
     finally:
-        optimizer.zero_grad()
         lm.train(was_training)
-    result.seconds = time.perf_counter() - begin
+    result.n_truncated = n_truncated
     return result

@@ -5,8 +5,8 @@ import torch
 
 import ofa
 from ofa import trainer
-from ofa.objective import OFAConfig, objective
-from ofa.trainer import NonFiniteError
+from ofa.objective import Objective, OFAConfig, objective
+from ofa.training import NonFiniteError
 from tests.ofa.conftest import build_llama
 
 CONFIG = OFAConfig(epochs=4, batch_size=3, lr=1e-2, lambda_step=1e-2, lambda_sharp=1e-3)
@@ -95,10 +95,10 @@ def test_nan_stops_with_the_last_good_gamma(model, tokenizer, task, shots, term,
             return terms
         if term == "gradient":
             loss = terms.loss + sum((g * 0).sqrt().sum() for g in [model.model.norm.weight])
-            return trainer.Objective(loss, terms.cross_entropy, terms.step_ratio, terms.sharpness)
+            return Objective(loss, terms.cross_entropy, terms.step_ratio, terms.sharpness)
         values = {**vars(terms), term: getattr(terms, term) * float("nan")}
         values["loss"] = values["loss"] + values[term]
-        return trainer.Objective(**values)
+        return Objective(**values)
 
     monkeypatch.setattr(trainer, "objective", breaking)
     with pytest.raises(NonFiniteError, match=f"step 3: the term {term} is (nan|inf)"):
@@ -161,3 +161,35 @@ def test_weight_decay_is_applied(tokenizer, task, shots):
         ofa.fit(model, tokenizer, task, shots, config, progress=False)
         norms.append(torch.cat(gammas(model)).norm())
     assert norms[1] < norms[0]
+
+
+def test_a_batch_too_large_to_run_at_once_gives_the_same(tokenizer, task, shots, monkeypatch):
+    config = OFAConfig(epochs=3, batch_size=None, lr=1e-2, lambda_step=0.1, lambda_sharp=0.1)
+
+    def run():
+        model = build_llama()
+        result = ofa.fit(model, tokenizer, task, shots, config, progress=False)
+        return result.history, torch.cat(gammas(model))
+
+    history, weights = run()
+    assert len(history) == 3, "None takes all shots in one step"
+    sizes = []
+
+    def spy(model, batch, cfg, step):
+        sizes.append(len(batch["labels"]))
+        return objective(model, batch, cfg, step)
+
+    monkeypatch.setattr(trainer, "objective", spy)
+    longest = 60  # tokens: two or three of the prompts
+    monkeypatch.setattr(trainer, "ACTIVATION_BYTES", longest * trainer._bytes_per_token(build_llama()))
+    in_parts, split = run()
+    assert max(sizes) < 6 and sum(sizes) == 3 * 6
+    torch.testing.assert_close(split, weights, rtol=1e-10, atol=1e-12)
+    for found, expected in zip(in_parts, history, strict=True):
+        assert found == pytest.approx(expected, rel=1e-10)
+
+
+def test_max_steps_ends_a_run_early(model, tokenizer, task, shots):
+    result = ofa.fit(model, tokenizer, task, shots, CONFIG, progress=False, max_steps=3)
+    full = ofa.fit(build_llama(torch.float32), tokenizer, task, shots, CONFIG, progress=False)
+    assert [row["lr"] for row in result.history] == [row["lr"] for row in full.history[:3]]

@@ -1,0 +1,82 @@
+"""The objective of the OFA authors' public research code, for comparison; `ofa.objective` has the formulas.
+
+It differs from the paper's formulas in every term: J is of squared norms, from t = 2, with the last state
+after the final norm; the perturbation is Gaussian, in all layers and tokens at once, scaled by the pretrained
+γ of the norm before the MLP, without σ; the identity of the residual stays in, and a softplus is around it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofa.patch import causal_lm, family_of, patch_model
+from ofa.states import last_real
+from ofa_kernels.reference import accumulation_dtype
+
+EPS = 1e-3
+
+
+def pretrained_gammas(model: nn.Module) -> list[Tensor]:
+    """γ0 of the norm before the MLP, one [D] a layer: what it was before the model was patched."""
+    family = family_of(model)
+    wanted = family.role(family.before_mlp)
+    return [norm.original_weight.detach() for norm in patch_model(model).norms if norm.role == wanted]
+
+
+@contextmanager
+def _shifted(layers: nn.ModuleList, shifts: list[Tensor]) -> Iterator[None]:
+    """Add shifts[i] to what layer i is given."""
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, shift=shift: (args[0] + shift, *args[1:]))
+        for layer, shift in zip(layers, shifts, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def paper_code_terms(model: nn.Module, batch: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(cross-entropy, J, H) of the authors' code, each a scalar.
+
+    H averages over the pairs of examples: their product of noise and difference is a B x B matrix. They train
+    with a batch of one.
+
+    Args:
+        model: a causal language model of a supported family, patched.
+        batch: `input_ids`, `attention_mask` [B, T], `labels` [B].
+        seed: of the noise.
+    """
+    lm = causal_lm(model)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    last = last_real(batch["attention_mask"].bool())
+    rows = torch.arange(len(last), device=last.device)
+
+    out = lm(**inputs, output_hidden_states=True)
+    dtype = accumulation_dtype(out.logits)
+    cross_entropy = F.cross_entropy(out.logits[rows, last].to(dtype), batch["labels"])
+    states = [h[rows, last].to(dtype) for h in out.hidden_states]
+    ratio = sum(
+        F.mse_loss(states[t], states[t + 1]) / F.mse_loss(states[t], states[t - 1])
+        for t in range(2, len(states) - 1)
+    )
+
+    generator = torch.Generator(last.device).manual_seed(seed)
+    noises = [
+        torch.randn(h.shape, generator=generator, dtype=dtype, device=h.device)
+        for h in out.hidden_states[:-1]
+    ]
+    gammas = pretrained_gammas(model)
+    shifts = [(g.to(dtype) * EPS * n).to(lm.dtype) for g, n in zip(gammas, noises, strict=True)]
+    with _shifted(lm.model.layers, shifts):
+        noisy = [h[rows, last].to(dtype) for h in lm.model(**inputs, output_hidden_states=True).hidden_states]
+    sharp = []
+    for i in range(1, len(states) - 1):
+        difference = (noisy[i + 1] - noisy[i]) - (states[i + 1] - states[i])
+        # (eps n) · D / eps
+        sharp.append(F.softplus(-noises[i][rows, last] @ difference.T).mean())
+    return cross_entropy, ratio, torch.stack(sharp).mean()

@@ -1,0 +1,193 @@
+"""The training loop: AdamW, warm-up and cosine, watched by a progress bar, stopped by what is not finite."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+WARMUP_SHARE = 0.05
+SHORT_NAMES = {"loss": "loss", "cross_entropy": "CE", "step_ratio": "J", "sharpness": "H"}
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss term or the gradient became NaN or infinite; the weights are those of the last good step."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How to descend.
+
+    Attributes:
+        lr: AdamW's peak learning rate; 5 % linear warm-up, then a cosine to 0.
+        weight_decay: AdamW's.
+        epochs: passes over the examples.
+        batch_size: examples a step; None for all of them.
+        seed: of the examples' order.
+        max_steps: stop after so many steps; the learning rate is that of the whole run.
+        cosine_from_start: the cosine counts the warm-up too, as the OFA authors' code has it.
+    """
+
+    lr: float
+    weight_decay: float
+    epochs: int
+    batch_size: int | None
+    seed: int = 0
+    max_steps: int | None = None
+    cosine_from_start: bool = False
+
+    def batches(self, n_examples: int) -> Iterator[tuple[int, list[int]]]:
+        """(epoch, indices) of every step, freshly shuffled each epoch."""
+        generator, size = random.Random(self.seed), self.batch_size or n_examples
+        for epoch in range(self.epochs):
+            order = list(range(n_examples))
+            generator.shuffle(order)
+            for start in range(0, n_examples, size):
+                yield epoch, order[start : start + size]
+
+    def n_steps(self, n_examples: int) -> int:
+        """Steps of the whole run, whatever `max_steps`."""
+        return self.epochs * math.ceil(n_examples / (self.batch_size or n_examples))
+
+    def factor(self, n_examples: int) -> Callable[[int], float]:
+        """The learning rate of a step, as a share of `lr`."""
+        n_steps = self.n_steps(n_examples)
+        warmup = int(WARMUP_SHARE * n_steps)
+        skipped = 0 if self.cosine_from_start else warmup
+
+        def at(step: int) -> float:
+            if step < warmup:
+                return step / warmup
+            return (1 + math.cos(math.pi * (step - skipped) / max(1, n_steps - skipped))) / 2
+
+        return at
+
+
+@dataclass
+class FitResult:
+    """What training did.
+
+    Attributes:
+        history: one dict a step: step, epoch, lr, loss and the loss's terms, unweighted; None where a term
+            was not computed.
+        seconds: wall-clock time of the training loop.
+        n_truncated: examples that were cut to fit the context.
+    """
+
+    history: list[dict] = field(default_factory=list)
+    seconds: float = 0.0
+    n_truncated: int = 0
+
+
+def progress_bar(visible: bool = True) -> Progress:
+    """A bar on standard error with free text and the time that remains."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[info]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not visible,
+    )
+
+
+def _describe(row: dict) -> str:
+    shown = ((short, row.get(name)) for name, short in SHORT_NAMES.items())
+    return "  ".join(f"{short} {value:.4g}" for short, value in shown if value is not None)
+
+
+def _check_finite(step: int, terms: dict[str, float | None], gradients: Sequence[Tensor]) -> None:
+    largest = torch.stack([gradient.abs().max() for gradient in gradients]).max().item()
+    # the single terms first, so that the culprit is named and not the sum
+    for name, value in (*reversed(terms.items()), ("gradient", largest)):
+        if value is not None and not math.isfinite(value):
+            raise NonFiniteError(
+                f"step {step}: the term {name} is {value}; the weights were put back to the last good step. "
+                "Lower lr or the term's weight, or use float32"
+            )
+
+
+def _gradients(
+    passes: Iterable[tuple[float, dict[str, Tensor | None]]], weights: Sequence[nn.Parameter]
+) -> tuple[dict[str, float | None], list[Tensor]]:
+    """Terms and gradients, summed over the passes by their shares."""
+    terms: dict[str, float | None] = {}
+    gradients: list[Tensor] = []
+    for share, found in passes:
+        parts = torch.autograd.grad(found["loss"], weights)
+        if share == 1:
+            return {name: None if t is None else t.item() for name, t in found.items()}, list(parts)
+        if not gradients:
+            gradients = [torch.zeros_like(weight) for weight in weights]
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.add_(part, alpha=share)
+        for name, value in found.items():
+            terms[name] = None if value is None else (terms.get(name) or 0.0) + share * value.item()
+    return terms, gradients
+
+
+def train(
+    weights: Sequence[nn.Parameter],
+    passes: Callable[[int, list[int]], Iterable[tuple[float, dict[str, Tensor | None]]]],
+    n_examples: int,
+    schedule: Schedule,
+    progress: bool = True,
+    description: str = "adapting",
+) -> FitResult:
+    """Train the weights in place by AdamW.
+
+    Args:
+        weights: what is trained.
+        passes: takes the step's number and its examples' indices; yields (share, terms) for each part of the
+            batch that is run at once. Terms are scalars by name, "loss" among them; the step's loss is their
+            sum by shares, which add up to 1.
+        n_examples: how many there are.
+        schedule: optimiser and order.
+        progress: show a bar with the loss terms and the time that remains.
+        description: what the bar says.
+
+    Returns:
+        The history and the time it took.
+
+    Raises:
+        NonFiniteError: the loss or the gradient is NaN or infinite; the weights are those of the last good
+            step.
+    """
+    optimizer = torch.optim.AdamW(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
+    rate = LambdaLR(optimizer, schedule.factor(n_examples))
+    n_steps = min(schedule.n_steps(n_examples), schedule.max_steps or math.inf)
+    result = FitResult()
+    good = [weight.detach().clone() for weight in weights]
+    begin = time.perf_counter()
+    try:
+        with progress_bar(progress) as bar:
+            line = bar.add_task(description, total=n_steps, info="")
+            for step, (epoch, rows) in enumerate(schedule.batches(n_examples)):
+                if step == n_steps:
+                    break
+                terms, gradients = _gradients(passes(step, rows), weights)
+                _check_finite(step, terms, gradients)
+                for saved, weight, gradient in zip(good, weights, gradients, strict=True):
+                    saved.copy_(weight.detach())
+                    weight.grad = gradient
+                lr = optimizer.param_groups[0]["lr"]
+                optimizer.step()
+                rate.step()
+                result.history.append({"step": step, "epoch": epoch, "lr": lr, **terms})
+                bar.update(line, advance=1, info=_describe(result.history[-1]))
+    except NonFiniteError:
+        with torch.no_grad():
+            for saved, weight in zip(good, weights, strict=True):
+                weight.copy_(saved)
+        raise
+    finally:
+        optimizer.zero_grad()
+    result.seconds = time.perf_counter() - begin
+    return result
