@@ -5,6 +5,7 @@ Fused attention has no forward mode, and on a CPU its backward is slower than th
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,24 @@ WRITTEN_OUT_TOKENS = 128
 
 
 @dataclass(frozen=True)
+class KeyValues:
+    """Keys and values of a layer, left-aligned, each [B, S, H_kv, head_dim]."""
+
+    k: Tensor
+    v: Tensor
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """[B H_kv, head_dim, S], made once for all that multiply by them."""
+        return self.k.permute(0, 2, 3, 1).to(accumulation_dtype(self.k)).flatten(0, 1)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """[B H_kv, S, head_dim], made once likewise."""
+        return self.v.transpose(1, 2).to(accumulation_dtype(self.v)).flatten(0, 1)
+
+
+@dataclass(frozen=True)
 class Tangents:
     """Directions of the prediction tokens: q [N, B, H, head_dim], k and v [N, B, H_kv, head_dim]."""
 
@@ -25,12 +44,12 @@ class Tangents:
     v: Tensor
 
 
-def causal(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-    """Attention of [B, S, H, head_dim] queries to [B, S, H_kv, head_dim], all left-aligned."""
+def causal(q: Tensor, memory: KeyValues, scaling: float) -> Tensor:
+    """Attention of left-aligned queries [B, S, H, head_dim]."""
     n_rows, n_tokens, n_heads, head_dim = q.shape
-    n_kv = k.shape[2]
+    n_kv = memory.k.shape[2]
     if q.device.type != "cpu" or n_tokens > WRITTEN_OUT_TOKENS:
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.transpose(1, 2) for t in (q, memory.k, memory.v))
         out = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, enable_gqa=n_heads != n_kv
         )
@@ -39,42 +58,38 @@ def causal(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
     hidden = torch.ones(n_tokens, n_tokens, dtype=torch.bool).triu(1)
     bias = torch.zeros(n_tokens, n_tokens, dtype=dtype).masked_fill(hidden, float("-inf"))
     grouped = q.transpose(1, 2).to(dtype).reshape(n_rows * n_kv, -1, head_dim)  # [B H_kv, group S, head_dim]
-    keys = k.permute(0, 2, 3, 1).to(dtype).flatten(0, 1)  # [B H_kv, head_dim, S]
-    values = v.transpose(1, 2).to(dtype).flatten(0, 1)  # [B H_kv, S, head_dim]
-    scores = torch.baddbmm(bias.repeat(n_heads // n_kv, 1), grouped, keys, alpha=scaling)
-    out = scores.softmax(-1) @ values
+    scores = torch.baddbmm(bias.repeat(n_heads // n_kv, 1), grouped, memory.keys, alpha=scaling)
+    out = scores.softmax(-1) @ memory.values
     return out.view(n_rows, n_heads, n_tokens, head_dim).transpose(1, 2).to(q.dtype)
 
 
 def one_query(
     q: Tensor,  # [B, H, head_dim]
-    k: Tensor,  # [B, S, H_kv, head_dim]
-    v: Tensor,  # [B, S, H_kv, head_dim]
+    memory: KeyValues,
     real: Tensor,  # [B, S] bool; the query's own key is the last real one
     scaling: float,
     dots: Tangents | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of the prediction tokens [B, H, head_dim], and its tangents [N, B, H, head_dim]."""
-    dtype, n_rows, n_kv, head_dim = accumulation_dtype(q), q.shape[0], k.shape[2], q.shape[-1]
-    grouped = q.to(dtype).view(n_rows, n_kv, -1, head_dim) * scaling  # [B, H_kv, group, head_dim]
-    keys, values = k.permute(0, 2, 3, 1).to(dtype), v.transpose(1, 2).to(dtype)  # [B, H_kv, .., ..]
-    scores = (grouped @ keys).masked_fill(~real[:, None, None], float("-inf"))
-    p = scores.softmax(-1)  # [B, H_kv, group, S]
-    out = (p @ values).reshape(q.shape).to(q.dtype)
+    dtype, n_kv, head_dim = accumulation_dtype(q), memory.k.shape[2], q.shape[-1]
+    grouped = scaling * q.to(dtype).reshape(len(q) * n_kv, -1, head_dim)  # [B H_kv, group, head_dim]
+    hidden = ~real.repeat_interleave(n_kv, 0)[:, None]  # [B H_kv, 1, S]
+    p = (grouped @ memory.keys).masked_fill(hidden, float("-inf")).softmax(-1)  # [B H_kv, group, S]
+    out = (p @ memory.values).reshape(q.shape).to(q.dtype)
     if dots is None:
         return out, None
 
-    n_probes = len(dots.q)
-    q_dot = dots.q.to(dtype).view(n_probes, n_rows, n_kv, -1, head_dim) * scaling
-    k_dot, v_dot = (t.to(dtype).permute(1, 2, 0, 3) for t in (dots.k, dots.v))  # [B, H_kv, N, head_dim]
-    own = (real.sum(-1) - 1)[:, None, None, None]
-    scores_dot = q_dot.permute(1, 2, 0, 3, 4).flatten(2, 3) @ keys  # [B, H_kv, N group, S]
-    own_dot = (k_dot @ grouped.transpose(-1, -2)).flatten(2, 3)[..., None]  # q · k̇, [B, H_kv, N group, 1]
-    scores_dot = scores_dot.scatter_add(-1, own.expand_as(own_dot), own_dot)
-    scores_dot = scores_dot.unflatten(2, (n_probes, -1))  # [B, H_kv, N, group, S]
-    weighted = p[:, :, None] * scores_dot
-    p_dot = weighted - p[:, :, None] * weighted.sum(-1, keepdim=True)
-    p_own = p.gather(-1, own.expand(*p.shape[:-1], 1))  # [B, H_kv, group, 1]
-    out_dot = (p_dot.flatten(2, 3) @ values).unflatten(2, (n_probes, -1))
-    out_dot = out_dot + p_own[:, :, None] * v_dot[:, :, :, None]  # [B, H_kv, N, group, head_dim]
-    return out, out_dot.permute(2, 0, 1, 3, 4).reshape(n_probes, *q.shape).to(q.dtype)
+    n_probes, group = len(dots.q), grouped.shape[1]
+    q_dot = scaling * dots.q.to(dtype).reshape(n_probes, -1, group, head_dim).transpose(0, 1)
+    # [B H_kv, N, head_dim]
+    k_dot, v_dot = (t.to(dtype).reshape(n_probes, -1, head_dim).transpose(0, 1) for t in (dots.k, dots.v))
+    own = (real.sum(-1) - 1).repeat_interleave(n_kv)[:, None, None]  # [B H_kv, 1, 1]
+    own_dot = (k_dot @ grouped.transpose(1, 2)).flatten(1)[..., None]  # q · k̇, [B H_kv, N group, 1]
+    scores_dot = q_dot.flatten(1, 2) @ memory.keys  # [B H_kv, N group, S]
+    scores_dot = scores_dot.scatter_add(-1, own.expand_as(own_dot), own_dot).unflatten(1, (n_probes, group))
+    weighted = p[:, None] * scores_dot  # [B H_kv, N, group, S]
+    p_dot = weighted - p[:, None] * weighted.sum(-1, keepdim=True)
+    p_own = p.gather(-1, own.expand(-1, group, 1))  # [B H_kv, group, 1]
+    out_dot = (p_dot.flatten(1, 2) @ memory.values).unflatten(1, (n_probes, group))
+    out_dot = out_dot + p_own[:, None] * v_dot[:, :, None]  # [B H_kv, N, group, head_dim]
+    return out, out_dot.transpose(0, 1).reshape(n_probes, *q.shape).to(q.dtype)

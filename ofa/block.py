@@ -12,11 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.activations import ACT2FN
 
 import ofa_kernels
-from ofa.attention import Tangents, causal, one_query
+from ofa.attention import KeyValues, Tangents, causal, one_query
 from ofa.packing import Packing
 from ofa.patch import active_norm, causal_lm, family_of
+from ofa_kernels.reference import accumulation_dtype
+
+SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ def _attention(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> Ten
     v = _linear(attention.v_proj, rows, at.n_clean).unflatten(-1, heads)
     keys, _, k_dot = packing.unpack(k)
     values, _, v_dot = packing.unpack(v)
+    memory = KeyValues(keys, values)
     if final:
         q_own, q_dot = q.split((n_queries, len(q) - n_queries))
     else:
@@ -156,13 +161,22 @@ def _attention(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> Ten
         by_probe = (at.n_probes, packing.n_examples)
         dots = Tangents(*(t.unflatten(0, by_probe) for t in (q_dot, k_dot, v_dot)))
     if final or dots is not None:
-        out, out_dot = one_query(q_own, keys, values, packing.real, attention.scaling, dots)
+        out, out_dot = one_query(q_own, memory, packing.real, attention.scaling, dots)
     out_dot = q_dot if out_dot is None else out_dot.flatten(0, 1)  # no rows where there are no tangents
     if final:
         mixed = torch.cat([out, out_dot])
     else:
-        mixed = packing.pack(causal(padded, keys, values, attention.scaling), out_dot)
+        mixed = packing.pack(causal(padded, memory, attention.scaling), out_dot)
     return _linear(attention.o_proj, mixed.flatten(1), n_queries)
+
+
+def _with_slope(act_fn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """An elementwise function and its derivative; SiLU's written out, which is faster than forward AD."""
+    if not isinstance(act_fn, SILU):
+        return torch.func.jvp(act_fn, (x,), (torch.ones_like(x),))
+    rising = x.to(accumulation_dtype(x)).sigmoid()
+    activated = x * rising
+    return activated.to(x.dtype), (rising + activated * (1 - rising)).to(x.dtype)
 
 
 def _mlp(mlp: nn.Module, rows: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
@@ -172,7 +186,7 @@ def _mlp(mlp: nn.Module, rows: Tensor, sizes: tuple[int, int, int], n_probes: in
     if not n_probes:
         return _linear(mlp.down_proj, mlp.act_fn(gate) * up, n_clean)
     (gate, gate_rest, gate_dot), (up, up_rest, up_dot) = gate.split(sizes), up.split(sizes)
-    activated, slope = torch.func.jvp(mlp.act_fn, (gate,), (torch.ones_like(gate),))
+    activated, slope = _with_slope(mlp.act_fn, gate)
     by_probe = (n_probes, sizes[0])
     dot = (slope * up) * gate_dot.unflatten(0, by_probe) + activated * up_dot.unflatten(0, by_probe)
     product = torch.cat([activated * up, mlp.act_fn(gate_rest) * up_rest, dot.flatten(0, 1)])

@@ -43,7 +43,11 @@ def scalar(z, logits, sharpness):
     return sum((t * w).sum() for t, w in zip((z, logits, sharpness), weigh, strict=True))
 
 
-@pytest.mark.parametrize("build", [patched, biased])
+def other_activation(**options):
+    return patched(hidden_act="gelu", **options)
+
+
+@pytest.mark.parametrize("build", [patched, biased, other_activation])
 @pytest.mark.parametrize("n_probes", [1, 8])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_values_and_gradients_are_the_oracles(build, side, n_probes):
