@@ -90,7 +90,7 @@ class FewShotClassifier:
     def score(self, texts: Sequence[str], shots: Sequence[dict] = (), name: str = "scoring") -> Scores:
         """Label-word scores, optionally with demonstrations in context; see `ofa.scoring.score`."""
         with progress_bar(self.progress) as bar:
-            return score(self.model, self.tokenizer, self.task, texts, shots, _tracker(bar, name))
+            return score(self.model, self.tokenizer, self.task, texts, shots, tracker(bar, name))
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, classes] probabilities over the label words, in the order of `classes_`."""
@@ -143,7 +143,9 @@ def load(path: str | os.PathLike, model: str | None = None, progress: bool = Tru
     return classifier
 
 
-def _tracker(bar: Progress, name: str):
+def tracker(bar: Progress, name: str):
+    """A wrapper of an iteration over batches that advances a line of the bar."""
+
     def track(batches):
         line = bar.add_task(name, total=len(batches), info="")
         for batch in batches:

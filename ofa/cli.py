@@ -1,4 +1,4 @@
-"""The command line: ofa demo | adapt | predict | info."""
+"""The command line: ofa demo | adapt | predict | compare | table | probe | info."""
 
 import csv
 import importlib.metadata
@@ -219,6 +219,111 @@ def predict(
     console.print(table)
     if out:
         console.print(f"written to {out}")
+
+
+@app.command(
+    epilog="Example: [bold]ofa compare --tasks sst2,trec --methods zero-shot,icl,ln-tuning,ofa --seeds 3[/]"
+)
+def compare(
+    tasks: Annotated[
+        str,
+        typer.Option(help="Comma-separated names of data sets, or .jsonl, .csv and .tsv files of your own."),
+    ],
+    methods: Annotated[str, typer.Option(help="Comma-separated; a wrong name lists them.")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="How many draws of the shots.")] = 5,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Examples per class; default: 5, and 1 for dbpedia.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="A: test prompts stand alone. B: the shots precede them. A,B: both.")
+    ] = "A",
+    model: Annotated[str, typer.Option(help="A name, a folder or a hub id.")] = "smollm2-135m-instruct",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of NAME/train.jsonl and test.jsonl; default: the hub.")
+    ] = None,
+    test_items: Annotated[int, typer.Option(min=1, help="Test on up to so many rows.")] = 500,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Cap on optimiser steps.")] = None,
+    template: Annotated[
+        str, typer.Option(help="Of your own files: holds {text} once; \\n is a new line.")
+    ] = "Text: {text}\\nLabel:",
+    out: Annotated[Path, typer.Option(help="Folder for cells, tables and plots.")] = Path("comparison"),
+    dtype: Annotated[Dtype, typer.Option(help="auto: the fastest type of this machine.")] = Dtype.auto,
+) -> None:
+    """Compare methods on tasks, paired by seed; what is finished is never run again.
+
+    Every finished cell is one line of cells.jsonl in the folder --out; a run that was stopped goes on from
+    there. On several devices: accelerate launch -m ofa compare … splits the cells.
+    """
+    with _plain_errors():
+        from ofa.fewshot.comparison import Comparison, run
+
+        def split(names: str) -> list[str]:
+            return [name.strip() for name in names.split(",") if name.strip()]
+
+        run(
+            Comparison(
+                split(tasks), split(methods), split(protocol), seeds, out, shots, test_items, max_steps,
+                model, data, template.replace("\\n", "\n"), _dtype(dtype),
+            ),
+            console,
+        )  # fmt: skip
+
+
+@app.command(epilog="Example: [bold]ofa table results/smollm2[/]")
+def table(folder: Annotated[Path, typer.Argument(help="Where compare wrote cells*.jsonl.")]) -> None:
+    """Recompute every table, the CSV and the plots of a comparison from its cells."""
+    with _plain_errors():
+        from ofa.fewshot.compare import read_cells
+        from ofa.fewshot.comparison import show
+
+        rows = read_cells(folder)
+        if not rows:
+            raise ValueError(f"{folder} holds no cells*.jsonl with finished cells")
+        show(rows, folder, console)
+
+
+@app.command(epilog="Example: [bold]ofa probe --task sst2 --test-items 200 --out probe/sst2[/]")
+def probe(
+    task: Annotated[str, typer.Option(help="The name of a data set.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of NAME/train.jsonl and test.jsonl; default: the hub.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Examples per class; default: 5, and 1 for dbpedia.")
+    ] = None,
+    test_items: Annotated[int, typer.Option(min=2, help="Measure on up to so many rows.")] = 200,
+    n_probes: Annotated[int, typer.Option(min=1, help="Hutchinson probes per layer and text.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the draw, the order and the probes.")] = 0,
+    model: Annotated[str, typer.Option(help="A name, a folder or a hub id.")] = "smollm2-135m-instruct",
+    out: Annotated[Path, typer.Option(help="Folder for the table, the plots and every number.")] = Path(
+        "probe"
+    ),
+    dtype: Annotated[Dtype, typer.Option(help="auto: the fastest type of this machine.")] = Dtype.auto,
+) -> None:
+    """Look into the layers: linear probes, sharpness and step ratio, raw and after each kind of tuning."""
+    with _plain_errors():
+        from ofa import models, probe_analysis
+        from ofa.classifier import tracker
+        from ofa.fewshot import catalog
+        from ofa.fewshot.protocol import draw_shots
+        from ofa.objective import OFAConfig
+        from ofa.training import progress_bar
+
+        chosen, pool, test = catalog.load(task, data)
+        per_class = shots or catalog.DATA_SETS[task].shots
+        drawn, _ = draw_shots(pool, per_class, seed, chosen.label_words)
+        lm, tokenizer = models.load(model, _dtype(dtype))
+        config = OFAConfig(seed=seed)
+        with progress_bar() as bar:
+            curves = probe_analysis.analyse(
+                lm, tokenizer, chosen, drawn, test[:test_items], config, n_probes, tracker(bar, "measuring")
+            )
+        source = models.source_of(lm)
+        n_test = min(test_items, len(test))
+        title = f"{task}, {per_class} shots per class, seed {seed}, {n_test} texts, {source.name}"
+        written = probe_analysis.write(curves, title, out)
+    console.print(probe_analysis.summary(curves, title).rich())
+    console.print(f"written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: [bold]OFA_BACKEND=triton ofa info[/]")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ofa.fewshot.tasks import Task, count_truncated
 from ofa.patch import causal_lm
-from ofa.states import token_states
+from ofa.states import TokenStates, token_states
 
 # what a batch may hold: its keys and values, and a mask of rows × tokens²
 ROWS_PER_BATCH = 32
@@ -79,6 +79,8 @@ def score(
     texts: Sequence[str],
     shots: Sequence[dict] = (),
     track: Callable[[Iterable], Iterable] = iter,
+    prefix: tuple[list[int], TokenStates] | None = None,
+    activation_patch: tuple[int, Tensor] | None = None,
 ) -> Scores:
     """Score the label words' first tokens at the last prompt token of every text.
 
@@ -92,13 +94,16 @@ def score(
         texts: what to classify.
         shots: demonstrations {"text", "label"} to put before every prompt.
         track: wraps the iteration over batches, for a progress bar.
+        prefix: the demonstrations' tokens and what the queries see of them, where that is not all.
+        activation_patch: (layer, state [D]), what stands in for that layer's output at the last prompt token.
 
     Returns:
         Log-probabilities over the label words in the order of `texts`. A warning says how many texts were
         cut on the left to fit the context.
 
     Raises:
-        ValueError: label words collide, a text is empty, or nothing of it fits the context.
+        ValueError: label words collide, a text is empty, nothing of it fits the context, or a prompt does
+            not continue the prefix.
         FloatingPointError: a logit is NaN or infinite.
     """
     label_ids = task.label_ids(tokenizer)
@@ -110,13 +115,21 @@ def score(
     n_truncated = count_truncated(prompts)
     ids = [prompt.ids for prompt in prompts]
     device = causal_lm(model).lm_head.weight.device
-    shared = _common_prefix(ids) if len(ids) > 1 else 0
-    prefix = token_states(model, pad([ids[0][:shared]], device)) if shared else None
+    if prefix is None:
+        shared = _common_prefix(ids) if len(ids) > 1 else 0
+        seen = token_states(model, pad([ids[0][:shared]], device)) if shared else None
+    else:
+        (beginning, seen), shared = prefix, len(prefix[0])
+        if any(i[:shared] != beginning for i in ids):
+            raise ValueError(
+                "the tokenizer merges the demonstrations' end with a prompt's beginning; let the template "
+                "begin with a word"
+            )
     result = torch.empty(len(ids), len(label_ids))
     for rows in track(_batches([len(i) - shared for i in ids], shared)):
         batch = pad([ids[i][shared:] for i in rows], device)
-        logits = token_states(model, batch, record=False, prefix=prefix).logits[:, label_ids]
-        result[rows] = logits.float().log_softmax(-1).cpu()
+        states = token_states(model, batch, record=False, prefix=seen, activation_patch=activation_patch)
+        result[rows] = states.logits[:, label_ids].float().log_softmax(-1).cpu()
     if not torch.isfinite(result).all():
         raise FloatingPointError("the model's logits are NaN or infinite; load it in float32 or bfloat16")
     return Scores(result, n_truncated)

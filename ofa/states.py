@@ -1,9 +1,9 @@
 """One clean pass: token states Z_0..Z_T at the prediction token, keys and values, last-token logits."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -24,6 +24,7 @@ class TokenStates:
         values: per layer [B, H_kv, S, head_dim]; empty unless recorded.
         earlier: [B, S] bool, the positions before the prediction token that it may attend to.
         rotary: (cos, sin), each [B, 1, head_dim], at the prediction token.
+        n_positions: where what continues the batch begins.
     """
 
     z: Tensor
@@ -32,6 +33,20 @@ class TokenStates:
     values: tuple[Tensor, ...]
     earlier: Tensor
     rotary: tuple[Tensor, Tensor]
+    n_positions: int
+
+    def keep(self, tokens: Sequence[int]) -> "TokenStates":
+        """The keys and values of some tokens only; these, and what continues them, keep their positions.
+
+        Args:
+            tokens: their columns in `keys`, ascending.
+        """
+        return replace(
+            self,
+            keys=tuple(key[:, :, tokens] for key in self.keys),
+            values=tuple(value[:, :, tokens] for value in self.values),
+            earlier=self.earlier[:, tokens],
+        )
 
 
 class _Tap:
@@ -79,7 +94,11 @@ def last_real(attention_mask: Tensor) -> Tensor:
 
 
 def token_states(
-    model: nn.Module, batch: dict[str, Tensor], record: bool = True, prefix: TokenStates | None = None
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    record: bool = True,
+    prefix: TokenStates | None = None,
+    activation_patch: tuple[int, Tensor] | None = None,
 ) -> TokenStates:
     """Run the decoder once and read it at the prediction tokens; only their logits are computed.
 
@@ -91,6 +110,8 @@ def token_states(
         batch: `input_ids` and `attention_mask`, both [B, T], padded on either side.
         record: keep every layer's keys and values (for `sharpness`, or to serve as a prefix).
         prefix: the recorded states of one shared, unpadded beginning (B = 1) that every row continues.
+        activation_patch: (layer, states [D] or [B, D]), what stands in for the output of that layer, counted
+            from 0, at the prediction tokens.
 
     Returns:
         The `TokenStates` of the batch.
@@ -105,8 +126,8 @@ def token_states(
     n_rows, n_tokens = input_ids.shape
     rows = torch.arange(n_rows, device=input_ids.device)
     last = last_real(mask)
-    n_prefix = 0 if prefix is None else prefix.keys[0].shape[2]
-    position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + n_prefix
+    n_prefix, start = (0, 0) if prefix is None else (prefix.keys[0].shape[2], prefix.n_positions)
+    position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + start
 
     index = torch.arange(n_tokens, device=input_ids.device)
     attention_mask = None  # lets SDPA take its causal path
@@ -121,9 +142,10 @@ def token_states(
     rotary = decoder.rotary_emb(hidden, position_ids)
     tap = _Tap(prefix, record)
     tapped = {cache_argument(type(decoder.layers[0])): tap}
+    patched_layer, patch = activation_patch or (None, None)
     states = [hidden[rows, last]]
     with attention_implementation(model, "sdpa"):
-        for layer in decoder.layers:
+        for i, layer in enumerate(decoder.layers):
             hidden = layer(
                 hidden,
                 attention_mask=attention_mask,
@@ -131,7 +153,10 @@ def token_states(
                 position_embeddings=rotary,
                 **tapped,
             )
+            if i == patched_layer:
+                hidden = hidden.index_put((rows, last), patch)
             states.append(hidden[rows, last])
     logits = lm.lm_head(decoder.norm(states[-1]))
     cos, sin = (part.expand(n_rows, -1, -1)[rows, last][:, None] for part in rotary)
-    return TokenStates(torch.stack(states), logits, tuple(tap.keys), tuple(tap.values), earlier, (cos, sin))
+    keys, values = tuple(tap.keys), tuple(tap.values)
+    return TokenStates(torch.stack(states), logits, keys, values, earlier, (cos, sin), start + n_tokens)

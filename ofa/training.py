@@ -162,7 +162,9 @@ def train(
     """
     optimizer = torch.optim.AdamW(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
     rate = LambdaLR(optimizer, schedule.factor(n_examples))
-    n_steps = min(schedule.n_steps(n_examples), schedule.max_steps or math.inf)
+    n_steps = schedule.n_steps(n_examples)
+    if schedule.max_steps is not None:
+        n_steps = min(n_steps, schedule.max_steps)
     result = FitResult()
     good = [weight.detach().clone() for weight in weights]
     begin = time.perf_counter()

@@ -41,6 +41,36 @@ def test_a_shared_prefix_changes_nothing(llama):
     torch.testing.assert_close(split.keys[2], whole.keys[2])
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_activation_patch(llama, side):
+    batch = make_batch((4, 7), side)
+    plain = token_states(llama, batch)
+    for layer in range(3):
+        own = token_states(llama, batch, activation_patch=(layer, plain.z[layer + 1]))
+        assert torch.equal(own.z, plain.z) and torch.equal(own.logits, plain.logits)
+        other = token_states(llama, batch, activation_patch=(layer, plain.z[layer + 1, 0]))
+        torch.testing.assert_close(other.logits[0], plain.logits[0])
+        assert torch.equal(other.z[: layer + 1], plain.z[: layer + 1])
+        assert torch.equal(other.z[layer + 1, 1], plain.z[layer + 1, 0])
+        # the keys and values of the layers below, and of other tokens, are untouched
+        assert torch.equal(other.keys[layer], plain.keys[layer])
+        assert (other.logits[1] - plain.logits[1]).abs().max() > 1e-3
+
+
+def test_kept_keys_stay_in_their_places(llama):
+    batch = make_batch((9,))
+    head, tail = (
+        {name: batch[name][:, part] for name in batch if name != "labels"} for part in (slice(5), slice(5, 9))
+    )
+    kept = token_states(llama, head).keep([0, 3])
+    states = token_states(llama, tail, prefix=kept)
+    seen = torch.ones(9, 9).tril()
+    seen[5:, [1, 2, 4]] = 0
+    out = llama(batch["input_ids"], attention_mask=seen.bool()[None, None])
+    torch.testing.assert_close(states.logits[0], out.logits[0, -1])
+    assert states.n_positions == 9 and states.earlier.shape[1] == states.keys[0].shape[2] == 6
+
+
 def test_attention_setting_is_restored_after_an_error(llama):
     before = llama.config._attn_implementation
     with pytest.raises(KeyError), attention_implementation(llama, "sdpa"):

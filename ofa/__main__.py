@@ -1,0 +1,5 @@
+"""`python -m ofa` is `ofa`."""
+
+from ofa.cli import app
+
+app()

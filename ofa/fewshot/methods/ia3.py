@@ -1,0 +1,22 @@
+"""IA3: learned factors on keys, values and the MLP's hidden units."""
+
+from contextlib import AbstractContextManager
+
+from peft import IA3Config
+
+from ofa.fewshot.methods.base import Fitted, Setting
+from ofa.fewshot.methods.peft_training import fit_adapter
+from ofa.training import Schedule
+
+
+class IA3:
+    """One factor a key, value and hidden unit of the MLP (Liu et al. 2022), by PEFT."""
+
+    name = "ia3"
+
+    def fit(self, setting: Setting) -> AbstractContextManager[Fitted]:
+        """Train the factors; on leaving they are gone."""
+        config = IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+        )
+        return fit_adapter(setting, config, Schedule(lr=5e-3, weight_decay=1e-3, epochs=30, batch_size=5))

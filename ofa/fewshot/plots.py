@@ -1,0 +1,57 @@
+"""The comparison as pictures."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only; a display may be missing
+import matplotlib.pyplot as plt
+
+
+def _mean(rows: Sequence[dict], field: str) -> float:
+    return statistics.mean(row[field] for row in rows)
+
+
+def plot_comparison(rows: Sequence[dict], path: Path) -> None:
+    """Accuracy per task with error bars over seeds; accuracy against training and inference time.
+
+    Args:
+        rows: finished cells of one protocol.
+        path: a .png or .svg file.
+    """
+    methods, tasks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("method", "task"))
+    colors = {method: plt.cm.tab20(i % 20) for i, method in enumerate(methods)}
+    figure, (bars, fit, evaluate) = plt.subplots(
+        1, 3, figsize=(6 + 1.4 * len(tasks) + 8, 5), width_ratios=[2 + len(tasks), 3, 3], layout="constrained"
+    )
+    width = 0.8 / len(methods)
+    for i, method in enumerate(methods):
+        own = [row for row in rows if row["method"] == method]
+        for j, task in enumerate(tasks):
+            values = [row["accuracy"] for row in own if row["task"] == task]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                label = method if j == tasks.index(own[0]["task"]) else None
+                place = j + (i - (len(methods) - 1) / 2) * width
+                bars.bar(
+                    place, statistics.mean(values), width, yerr=spread, color=colors[method], label=label
+                )
+        for axis, field, per in ((fit, "seconds_fit", 1), (evaluate, "seconds_eval", own[0]["n_test"])):
+            # a method that learns nothing stands at the left edge of a logarithmic axis
+            x = max(_mean(own, field) / per, 1e-4)
+            axis.scatter(x, _mean(own, "accuracy"), color=colors[method])
+            axis.annotate(
+                method, (x, _mean(own, "accuracy")), fontsize=8, xytext=(4, 3), textcoords="offset points"
+            )
+    bars.set_xticks(range(len(tasks)), tasks)
+    bars.set_ylabel("accuracy")
+    bars.legend(fontsize=8, ncols=2)
+    for axis, name in ((fit, "training, s"), (evaluate, "inference, s per text")):
+        axis.set_xscale("log")
+        axis.set_xlabel(name)
+        axis.set_ylabel("mean accuracy")
+    figure.suptitle(f"protocol {rows[0]['protocol']}, {rows[0]['model']}")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

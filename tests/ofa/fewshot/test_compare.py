@@ -1,0 +1,111 @@
+import json
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+
+import ofa.fewshot.compare as module
+from ofa.fewshot.compare import Pool, compare, plan, read_cells, run_cell
+from ofa.models import Source
+from tests.ofa.conftest import TEXTS, build_llama
+
+METHODS = ("zero-shot", "icl", "ln-tuning", "ofa")
+SOURCE = Source("tiny", "test", "0" * 64)
+
+
+@pytest.fixture
+def model():
+    return build_llama(torch.float32)
+
+
+@pytest.fixture
+def pool(task):
+    words = [word for text in TEXTS for word in text.split()[:2]]
+    rows = [{"text": word, "label": i % 2} for i, word in enumerate(words)]
+    return Pool(task, rows[:6], rows[6:], shots=1)
+
+
+def planned(pool, **options):
+    settings = {"methods": METHODS, "protocols": "A", "seeds": range(2), "max_steps": 2, **options}
+    return plan([pool], source=SOURCE, dtype=torch.float32, **settings)
+
+
+def test_a_killed_run_repeats_no_finished_cell(model, tokenizer, pool, tmp_path, monkeypatch):
+    cells = planned(pool)
+    first = [row for row, _ in islice(compare(model, tokenizer, cells, tmp_path), 3)]
+    path = tmp_path / "cells.jsonl"
+    with path.open("a") as file:
+        file.write('{"task": "reviews", "met')  # the kill came in the middle of a line
+    ran = []
+
+    def spy(model, tokenizer, pool, cell, track):
+        ran.append((cell.method, cell.seed))
+        return run_cell(model, tokenizer, pool, cell, track)
+
+    monkeypatch.setattr(module, "run_cell", spy)
+    rows = list(compare(model, tokenizer, cells, tmp_path))
+    assert [is_new for _, is_new in rows] == [False] * 3 + [True] * 5
+    # zero-shot of the second seed is that of the first
+    assert ran == [("ofa", 0), ("icl", 1), ("ln-tuning", 1), ("ofa", 1)]
+    assert [row for row, _ in rows[:3]] == first
+    lines = path.read_text().splitlines()
+    assert len(lines) == len(cells) and [json.loads(line) for line in lines] == [row for row, _ in rows]
+    assert all(not is_new for _, is_new in compare(model, tokenizer, cells, tmp_path))
+
+
+def test_processes_split_the_cells_and_files_merge_them(model, tokenizer, pool, tmp_path):
+    cells = planned(pool)
+    for i in range(3):
+        list(compare(model, tokenizer, cells, tmp_path, (i, 3)))
+    rows = read_cells(tmp_path)
+    assert len(rows) == len(cells) and all(any(cell.matches(row) for row in rows) for _, cell in cells)
+    assert len(list(tmp_path.glob("cells-*.jsonl"))) == 3
+
+
+def test_whatever_decides_a_number_makes_another_cell(pool):
+    (_, cell), *_ = planned(pool)
+    row = vars(cell).copy()
+    assert cell.matches(row)
+    others = [pool, replace(pool, test=pool.test[:3]), replace(pool, rows=pool.rows[1:])]
+    assert len({p.digest for p in others}) == 3
+    for name in row:
+        assert not cell.matches({**row, name: "another"}), name
+
+
+def test_a_cell_gives_the_model_back_and_does_not_depend_on_what_ran_before(model, tokenizer, pool):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cells = [cell for _, cell in planned(pool, seeds=[3])]
+    forward = [run_cell(model, tokenizer, pool, cell) for cell in cells]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    backward = [run_cell(model, tokenizer, pool, cell) for cell in reversed(cells)][::-1]
+    for first, second in zip(forward, backward, strict=True):
+        assert (first["accuracy"], first["calibration_error"]) == (
+            second["accuracy"],
+            second["calibration_error"],
+        )
+    trained = {row["method"]: (row["n_trainable"] > 0, row["n_steps"]) for row in forward}
+    assert trained == {"zero-shot": (False, 0), "icl": (False, 0), "ln-tuning": (True, 2), "ofa": (True, 2)}
+
+
+def test_protocol_b_puts_the_shots_before_every_prompt(model, tokenizer, pool):
+    cells = {(cell.method, cell.protocol): cell for _, cell in planned(pool, protocols="AB", seeds=[0])}
+    rows = {key: run_cell(model, tokenizer, pool, cell) for key, cell in cells.items()}
+    same = ("accuracy", "macro_f1", "calibration_error")
+    assert [rows["zero-shot", "B"][k] for k in same] == [rows["icl", "A"][k] for k in same]
+    assert rows["ln-tuning", "A"]["calibration_error"] != rows["ln-tuning", "B"]["calibration_error"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [("methods", "unknown method 'x'"), ("protocols", "unknown protocol")]
+)
+def test_unknown_names_are_refused(pool, option, message):
+    with pytest.raises(ValueError, match=message):
+        planned(pool, **{option: ["x"]})
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+    (tmp_path / "cells.jsonl").write_text('{"a": 1}\n{"b"\n{"c": 3}\n')
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        read_cells(tmp_path)

@@ -1,0 +1,71 @@
+import csv
+import math
+import statistics
+
+import pytest
+
+from ofa.fewshot.plots import plot_comparison
+from ofa.fewshot.table import accuracy_table, mean_ranks, paired, paired_table, sections, write_csv
+
+
+def row(method, task, seed, accuracy, protocol="A"):
+    return {
+        "task": task, "method": method, "protocol": protocol, "seed": seed, "shots": 5, "model": "m",
+        "accuracy": accuracy, "n_test": 100, "seconds_fit": 2.0, "seconds_eval": 1.0, "n_trainable": 10,
+    }  # fmt: skip
+
+
+ROWS = [
+    *(row("ln-tuning", "a", s, acc) for s, acc in enumerate((0.70, 0.80, 0.75))),
+    *(row("ln-tuning", "b", s, acc) for s, acc in enumerate((0.50, 0.50, 0.50))),
+    *(row("ofa", "a", s, acc) for s, acc in enumerate((0.72, 0.80, 0.79))),
+    *(row("ofa", "b", s, acc) for s, acc in enumerate((0.52, 0.46, 0.50))),
+]
+
+
+def of(method):
+    return [r for r in ROWS if r["method"] == method]
+
+
+def test_paired_differences_are_clustered_by_seed_and_by_task():
+    found = paired(of("ofa"), of("ln-tuning"))
+    seeds, tasks = [0.02, -0.02, 0.02], [0.02, -0.02 / 3]
+    assert found.difference == pytest.approx(statistics.mean(seeds))
+    assert found.by_seed == pytest.approx(statistics.stdev(seeds) / math.sqrt(3))
+    assert found.by_task == pytest.approx(statistics.stdev(tasks) / math.sqrt(2))
+    assert (found.wins, found.losses, found.n) == (3, 1, 6)
+
+
+def test_only_common_cells_are_paired():
+    found = paired([row("ofa", "a", 0, 0.9), row("ofa", "c", 0, 0.1)], of("ln-tuning"))
+    assert found.n == 1 and found.difference == pytest.approx(0.2) and math.isnan(found.by_seed)
+    assert paired([row("ofa", "c", 0, 0.1)], of("ln-tuning")) is None
+
+
+def test_ranks_share_ties():
+    ranks = mean_ranks(ROWS)
+    assert ranks == {"ln-tuning": pytest.approx((2 + 1.5 + 2 + 2 + 1 + 1.5) / 6), "ofa": pytest.approx(8 / 6)}
+
+
+def test_protocols_are_never_mixed():
+    rows = [*ROWS, *(row("icl", "a", s, 0.9, "B") for s in range(3))]
+    titles = [section.title for section in sections(rows)]
+    assert len(titles) == 3 and "protocol B" in titles[2]
+    assert "icl" not in "".join(section.markdown() for section in sections(rows)[:2])
+
+
+def test_tables_say_what_is_in_them():
+    table = accuracy_table(ROWS, "A")
+    assert table.header == ("method", "a", "b", "mean", "fit s", "eval s", "trained")
+    assert table.rows[0] == ("ln-tuning", "0.750 ± 0.050", "0.500 ± 0.000", "0.625", "2.0", "1.0", "10")
+    assert paired_table(ROWS, "A", "ln-tuning").rows[0][:5] == ("ofa", "+0.7", "± 1.3", "± 1.3", "3 / 2 / 1")
+    incomplete = accuracy_table([*ROWS, row("lora", "a", 0, 0.6)], "A").rows[-1]
+    assert incomplete[:4] == ("lora", "0.600", "", "")
+
+
+def test_files_are_written(tmp_path):
+    write_csv(ROWS, tmp_path / "cells.csv")
+    with (tmp_path / "cells.csv").open() as file:
+        assert [float(line["accuracy"]) for line in csv.DictReader(file)] == [r["accuracy"] for r in ROWS]
+    plot_comparison([*ROWS, row("lora", "a", 0, 0.6)], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
