@@ -246,6 +246,9 @@ def compare(
     template: Annotated[
         str, typer.Option(help="Of your own files: holds {text} once; \\n is a new line.")
     ] = "Text: {text}\\nLabel:",
+    whole_words: Annotated[
+        bool, typer.Option("--whole-words", help="Score label words by all of their tokens, not the first.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for cells, tables and plots.")] = Path("comparison"),
     dtype: Annotated[Dtype, typer.Option(help="auto: the fastest type of this machine.")] = Dtype.auto,
 ) -> None:
@@ -263,7 +266,7 @@ def compare(
         run(
             Comparison(
                 split(tasks), split(methods), split(protocol), seeds, out, shots, test_items, max_steps,
-                model, data, template.replace("\\n", "\n"), _dtype(dtype),
+                model, data, template.replace("\\n", "\n"), _dtype(dtype), whole_words,
             ),
             console,
         )  # fmt: skip

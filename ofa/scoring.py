@@ -1,7 +1,7 @@
 """Label-word scores of many texts: one shared beginning computed once, short prompts together."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ofa.fewshot.tasks import Task, count_truncated
 from ofa.patch import causal_lm
-from ofa.states import TokenStates, token_states
+from ofa.states import ActivationPatch, TokenStates, token_states
 
 # what a batch may hold: its keys and values, and a mask of rows × tokens²
 ROWS_PER_BATCH = 32
@@ -80,9 +80,9 @@ def score(
     shots: Sequence[dict] = (),
     track: Callable[[Iterable], Iterable] = iter,
     prefix: tuple[list[int], TokenStates] | None = None,
-    activation_patch: tuple[int, Tensor] | None = None,
+    patch: ActivationPatch | None = None,
 ) -> Scores:
-    """Score the label words' first tokens at the last prompt token of every text.
+    """Score the label words after every text: their first tokens, or all of them if the task says so.
 
     What all prompts begin with (the demonstrations, in context) is run once, and its keys and values serve
     every query; the queries run in batches of similar length, with no logits but the last token's.
@@ -95,7 +95,7 @@ def score(
         shots: demonstrations {"text", "label"} to put before every prompt.
         track: wraps the iteration over batches, for a progress bar.
         prefix: the demonstrations' tokens and what the queries see of them, where that is not all.
-        activation_patch: (layer, state [D]), what stands in for that layer's output at the last prompt token.
+        patch: what stands in for a layer's output at the last prompt token.
 
     Returns:
         Log-probabilities over the label words in the order of `texts`. A warning says how many texts were
@@ -125,11 +125,37 @@ def score(
                 "the tokenizer merges the demonstrations' end with a prompt's beginning; let the template "
                 "begin with a word"
             )
-    result = torch.empty(len(ids), len(label_ids))
+    words = task.word_ids(tokenizer) if task.whole_words else [[i] for i in label_ids]
+    result = torch.empty(len(ids), len(words))
     for rows in track(_batches([len(i) - shared for i in ids], shared)):
-        batch = pad([ids[i][shared:] for i in rows], device)
-        states = token_states(model, batch, record=False, prefix=seen, activation_patch=activation_patch)
-        result[rows] = states.logits[:, label_ids].float().log_softmax(-1).cpu()
+        log_probs = _word_log_probs(model, [ids[i][shared:] for i in rows], words, seen, patch)
+        result[rows] = log_probs.log_softmax(-1).cpu()
     if not torch.isfinite(result).all():
         raise FloatingPointError("the model's logits are NaN or infinite; load it in float32 or bfloat16")
     return Scores(result, n_truncated)
+
+
+def _word_log_probs(
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    words: Sequence[list[int]],
+    prefix: TokenStates | None,
+    patch: ActivationPatch | None,
+) -> Tensor:
+    """[prompts, words] log-probability of each word after each prompt, its tokens one after the other."""
+    device = causal_lm(model).lm_head.weight.device
+
+    def next_token(continuation: list[int]) -> Tensor:
+        batch = pad([prompt + continuation for prompt in prompts], device)
+        at = patch and replace(patch, from_end=len(continuation))
+        logits = token_states(model, batch, record=False, prefix=prefix, patch=at).logits
+        return logits.float().log_softmax(-1)
+
+    first = next_token([])
+    columns = []
+    for word in words:
+        column = first[:, word[0]]
+        for n in range(1, len(word)):
+            column = column + next_token(word[:n])[:, word[n]]
+        columns.append(column)
+    return torch.stack(columns, dim=1)

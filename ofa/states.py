@@ -49,6 +49,21 @@ class TokenStates:
         )
 
 
+@dataclass(frozen=True)
+class ActivationPatch:
+    """What stands in for a layer's output at one token of every row.
+
+    Attributes:
+        layer: whose output, counted from 0.
+        state: [D] or [B, D].
+        from_end: the token: the last real one (0), or so many before it.
+    """
+
+    layer: int
+    state: Tensor
+    from_end: int = 0
+
+
 class _Tap:
     """Stands where a layer expects a cache: prepends a shared prefix, hands on, and keeps if asked."""
 
@@ -98,7 +113,7 @@ def token_states(
     batch: dict[str, Tensor],
     record: bool = True,
     prefix: TokenStates | None = None,
-    activation_patch: tuple[int, Tensor] | None = None,
+    patch: ActivationPatch | None = None,
 ) -> TokenStates:
     """Run the decoder once and read it at the prediction tokens; only their logits are computed.
 
@@ -110,8 +125,7 @@ def token_states(
         batch: `input_ids` and `attention_mask`, both [B, T], padded on either side.
         record: keep every layer's keys and values (for `sharpness`, or to serve as a prefix).
         prefix: the recorded states of one shared, unpadded beginning (B = 1) that every row continues.
-        activation_patch: (layer, states [D] or [B, D]), what stands in for the output of that layer, counted
-            from 0, at the prediction tokens.
+        patch: what stands in for a layer's output.
 
     Returns:
         The `TokenStates` of the batch.
@@ -142,7 +156,6 @@ def token_states(
     rotary = decoder.rotary_emb(hidden, position_ids)
     tap = _Tap(prefix, record)
     tapped = {cache_argument(type(decoder.layers[0])): tap}
-    patched_layer, patch = activation_patch or (None, None)
     states = [hidden[rows, last]]
     with attention_implementation(model, "sdpa"):
         for i, layer in enumerate(decoder.layers):
@@ -153,8 +166,8 @@ def token_states(
                 position_embeddings=rotary,
                 **tapped,
             )
-            if i == patched_layer:
-                hidden = hidden.index_put((rows, last), patch)
+            if patch is not None and i == patch.layer:
+                hidden = hidden.index_put((rows, last - patch.from_end), patch.state)
             states.append(hidden[rows, last])
     logits = lm.lm_head(decoder.norm(states[-1]))
     cos, sin = (part.expand(n_rows, -1, -1)[rows, last][:, None] for part in rotary)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,6 +46,7 @@ class Comparison:
         data: folder of local data sets; None for the hub.
         template: of tasks that are files.
         dtype: the model's; None for what is fast.
+        whole_words: score label words by all of their tokens.
     """
 
     tasks: Sequence[str]
@@ -60,10 +61,12 @@ class Comparison:
     data: Path | None = None
     template: str = "Text: {text}\nLabel:"
     dtype: torch.dtype | None = None
+    whole_words: bool = False
 
     def pools(self) -> list[Pool]:
         """The tasks' rows."""
-        return [self._pool(name) for name in self.tasks]
+        pools = [self._pool(name) for name in self.tasks]
+        return [replace(pool, task=replace(pool.task, whole_words=self.whole_words)) for pool in pools]
 
     def _pool(self, name: str) -> Pool:
         if name in catalog.DATA_SETS or not Path(name).exists():

@@ -36,11 +36,13 @@ class Task:
         template: holds `{text}` once and ends where the label word follows, for example
             `"Review: {text}\nSentiment:"`. No chat template is added.
         label_words: one word per class, in label order; their first tokens must differ.
+        whole_words: score words by all of their tokens; else by their first, on which training is done.
     """
 
     name: str
     template: str
     label_words: Sequence[str]
+    whole_words: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "label_words", tuple(self.label_words))
@@ -96,7 +98,18 @@ class Task:
             ids[token] = word
         return list(ids)
 
+    def word_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """All tokens of each label word where it follows the template.
+
+        Raises:
+            ValueError: the template's end merges with a word.
+        """
+        return [self._tokens(tokenizer, word) for word in self.label_words]
+
     def _first_token(self, tokenizer: PreTrainedTokenizerBase, word: str) -> int:
+        return self._tokens(tokenizer, word)[0]
+
+    def _tokens(self, tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
         prompt = self.render("text")
         before, after = tokenizer(prompt)["input_ids"], tokenizer(f"{prompt} {word}")["input_ids"]
         if after[: len(before)] != before or len(after) == len(before):
@@ -104,7 +117,7 @@ class Task:
                 f"the tokenizer merges the end of the template {self.template!r} with the label word "
                 f"{word!r}; let the template end in a character such as ':'"
             )
-        return after[len(before)]
+        return after[len(before) :]
 
     def _suggestion(self, tokenizer: PreTrainedTokenizerBase, word: str) -> str:
         taken = {self._first_token(tokenizer, other) for other in self.label_words}

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import ofa
 from ofa import scoring
-from ofa.scoring import score
+from ofa.scoring import pad, score
+from ofa.states import ActivationPatch, token_states
 from tests.ofa.conftest import TEXTS
 
 
@@ -85,3 +88,31 @@ def test_long_prompts_come_in_smaller_batches(monkeypatch):
     monkeypatch.setattr(scoring, "ROWS_PER_BATCH", 3)
     monkeypatch.setattr(scoring, "TOKENS_PER_BATCH", 40)
     assert scoring._batches([50, 1, 9, 1, 1, 1, 30], shared=10) == [[1, 3, 4], [5, 2], [6], [0]]
+
+
+@pytest.mark.parametrize("n_shots", [0, 2])
+def test_whole_words_are_scored_token_by_token(llama, tokenizer, task, shots, n_shots):
+    llama.config.max_position_embeddings = 256
+    task = replace(task, label_words=("bad", "goodness me"), whole_words=True)
+    assert min(map(len, task.word_ids(tokenizer))) < max(map(len, task.word_ids(tokenizer)))
+    result = score(llama, tokenizer, task, TEXTS[:3], shots[:n_shots])
+    for text, row in zip(TEXTS, result.log_probs, strict=False):
+        prompt = tokenizer(task.demonstrations(shots[:n_shots]) + task.render(text))["input_ids"]
+        sums = []
+        for word in task.word_ids(tokenizer):
+            with torch.no_grad():
+                log_probs = llama(input_ids=torch.tensor([prompt + word])).logits[0].log_softmax(-1)
+            sums.append(sum(log_probs[len(prompt) - 1 + i, token] for i, token in enumerate(word)))
+        torch.testing.assert_close(row, torch.stack(sums).log_softmax(-1).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_patched_token_stays_where_it_is_while_words_are_read(llama, tokenizer, task):
+    llama.config.max_position_embeddings = 256
+    task = replace(task, label_words=("bad", "goodness me"), whole_words=True)
+    with torch.no_grad():
+        own = token_states(llama, pad([task.encode(tokenizer, TEXTS[0], 256).ids], torch.device("cpu"))).z[
+            2, 0
+        ]
+    plain = score(llama, tokenizer, task, TEXTS[:1]).log_probs
+    patched = score(llama, tokenizer, task, TEXTS[:1], patch=ActivationPatch(1, own)).log_probs
+    torch.testing.assert_close(patched, plain)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ofa import patch_model
-from ofa.states import attention_implementation, last_real, token_states
+from ofa.states import ActivationPatch, attention_implementation, last_real, token_states
 from tests.ofa.conftest import build_llama, make_batch, one_row
 
 
@@ -46,9 +46,9 @@ def test_an_activation_patch(llama, side):
     batch = make_batch((4, 7), side)
     plain = token_states(llama, batch)
     for layer in range(3):
-        own = token_states(llama, batch, activation_patch=(layer, plain.z[layer + 1]))
+        own = token_states(llama, batch, patch=ActivationPatch(layer, plain.z[layer + 1]))
         assert torch.equal(own.z, plain.z) and torch.equal(own.logits, plain.logits)
-        other = token_states(llama, batch, activation_patch=(layer, plain.z[layer + 1, 0]))
+        other = token_states(llama, batch, patch=ActivationPatch(layer, plain.z[layer + 1, 0]))
         torch.testing.assert_close(other.logits[0], plain.logits[0])
         assert torch.equal(other.z[: layer + 1], plain.z[: layer + 1])
         assert torch.equal(other.z[layer + 1, 1], plain.z[layer + 1, 0])

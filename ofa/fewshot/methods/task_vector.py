@@ -10,7 +10,7 @@ from torch import Tensor
 from ofa.fewshot.methods.base import Fitted, Setting
 from ofa.patch import causal_lm
 from ofa.scoring import max_tokens, pad, score
-from ofa.states import token_states
+from ofa.states import ActivationPatch, token_states
 from ofa.training import progress_bar
 
 FOLDS = 5
@@ -45,7 +45,7 @@ def choose_layer(setting: Setting, shots: Sequence[dict], query: str) -> int:
             texts, labels = [s["text"] for s in held_out], torch.tensor([s["label"] for s in held_out])
             shown = [shot for i, shot in enumerate(shots) if i % FOLDS != fold]
             for layer, vector in enumerate(task_vectors(setting, shown, query)):
-                scores = _score(setting, texts, activation_patch=(layer, vector))
+                scores = _score(setting, texts, patch=ActivationPatch(layer, vector))
                 n_right[layer] += int((scores.predictions == labels).sum())
                 log_prob[layer] += scores.log_probs.gather(1, labels[:, None]).sum().item()
             bar.advance(line)
@@ -81,9 +81,9 @@ class TaskVector:
         setting.task.check_labels(shots)
         query = shots.pop(random.Random(setting.seed).randrange(len(shots)))["text"]
         layer = choose_layer(setting, shots, query)
-        patch = layer, task_vectors(setting, shots, query)[layer]
+        patch = ActivationPatch(layer, task_vectors(setting, shots, query)[layer])
 
         def scored(texts, track=iter):
-            return _score(setting, texts, setting.demonstrations, track, activation_patch=patch)
+            return _score(setting, texts, setting.demonstrations, track, patch=patch)
 
         yield Fitted(scored, notes={"layer": layer, "labels_for_layer": len(shots)})
