@@ -17,9 +17,11 @@ from transformers.activations import ACT2FN
 import ofa_kernels
 from ofa.attention import KeyValues, Tangents, causal, one_query
 from ofa.packing import Packing
-from ofa.patch import active_norm, causal_lm, family_of
+from ofa.patch import active_norm, causal_lm, check_window, family_of
 from ofa_kernels.reference import accumulation_dtype
 
+# families whose layers do what `block` does
+STACKED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
@@ -102,7 +104,7 @@ class StackedPass:
 
 
 def stacked_linears(layer: nn.Module) -> list[nn.Module]:
-    """The linear maps of a Llama decoder layer."""
+    """The linear maps of a decoder layer."""
     attention, mlp = layer.self_attn, layer.mlp
     names = ("q_proj", "k_proj", "v_proj", "o_proj")
     return [getattr(attention, name) for name in names] + [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
@@ -111,7 +113,7 @@ def stacked_linears(layer: nn.Module) -> list[nn.Module]:
 def why_not_stacked(model: nn.Module) -> str | None:
     """Why the model has to go through its own layers instead, or None."""
     lm = causal_lm(model)
-    if lm.config.model_type != "llama":
+    if lm.config.model_type not in STACKED:
         return f"no stacked form of {lm.config.model_type} is written"
     if lm.training and lm.config.attention_dropout:
         return "attention dropout is on"
@@ -138,6 +140,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
+def _head_norm(norm: nn.Module, x: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
+    """Qwen 3's norm of every head of x [rows, heads, head_dim], and its tangents."""
+    clean, dots = x.split((sizes[0] + sizes[1], sizes[2]))
+    normed = ofa_kernels.rms_norm(clean, norm.weight, norm.variance_epsilon)
+    if not n_probes:
+        return normed
+    dots = dots.unflatten(0, (n_probes, -1))
+    dots = ofa_kernels.rms_norm_jvp(clean[: sizes[0]], norm.weight, dots, norm.variance_epsilon)
+    return torch.cat([normed, dots.flatten(0, 1)])
+
+
 def _attention(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> Tensor:
     """[clean; tangent rows] -> the same; of the clean rows only the prediction tokens' if final."""
     packing, heads = at.packing, (-1, attention.head_dim)
@@ -146,9 +159,15 @@ def _attention(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> Ten
         own, _, tangents = rows.split(at.sizes)
         queries, n_queries = torch.cat([own, tangents]), packing.n_examples
         cos, sin = at.own_cos, at.own_sin
-    q = _rotate(_linear(attention.q_proj, queries, n_queries).unflatten(-1, heads), cos, sin)
-    k = _rotate(_linear(attention.k_proj, rows, at.n_clean).unflatten(-1, heads), at.cos, at.sin)
+    q = _linear(attention.q_proj, queries, n_queries).unflatten(-1, heads)
+    k = _linear(attention.k_proj, rows, at.n_clean).unflatten(-1, heads)
     v = _linear(attention.v_proj, rows, at.n_clean).unflatten(-1, heads)
+    if hasattr(attention, "q_norm"):
+        own, others, tangents = at.sizes
+        q = _head_norm(attention.q_norm, q, (own, 0 if final else others, tangents), at.n_probes)
+        k = _head_norm(attention.k_norm, k, at.sizes, at.n_probes)
+    if getattr(attention, "use_rope", True):  # SmolLM 3 leaves it out in some layers
+        q, k = _rotate(q, cos, sin), _rotate(k, at.cos, at.sin)
     keys, _, k_dot = packing.unpack(k)
     values, _, v_dot = packing.unpack(v)
     memory = KeyValues(keys, values)
@@ -202,7 +221,7 @@ def block(
     probes: Probes | None,
     index: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """One Llama decoder layer.
+    """One decoder layer of Llama's kind.
 
     Args:
         layer: the layer.
@@ -252,7 +271,7 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
     """Run the decoder once on packed rows, with the probes' tangents riding along.
 
     Args:
-        model: a Llama causal language model, patched or not.
+        model: a causal language model of one of the `STACKED` families, patched or not.
         batch: `input_ids` and `attention_mask`, both [B, T], padded on either side.
         probes: which directions to take; None for none.
 
@@ -260,11 +279,12 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
         The `StackedPass` of the batch.
 
     Raises:
-        ValueError: shapes don't fit, or a row has no real token.
+        ValueError: shapes don't fit, a row has no real token, or a prompt is longer than the sliding window.
     """
     lm, family = causal_lm(model), family_of(model)
     decoder = lm.model
     packing = Packing.of(batch["input_ids"], batch["attention_mask"])
+    check_window(model, packing.real.shape[1])
     x = decoder.embed_tokens(packing.input_ids)
     cos, sin = (part[0, :, None] for part in decoder.rotary_emb(x, packing.positions[None]))
     plain = probed = Rows.of(packing, 0, cos, sin)

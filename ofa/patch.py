@@ -32,7 +32,18 @@ class Family:
 
 # what γ is held in: near 1.0 a 16-bit type can't hold an update of 1e-3
 GAMMA_DTYPES = (torch.float32, torch.float64)
-FAMILIES = {"llama": Family("LlamaRMSNorm", "input_layernorm", "post_attention_layernorm", "norm")}
+# these name their norms alike; what else they do differently stands in their layers
+_NORM_CLASSES = {
+    "llama": "LlamaRMSNorm",
+    "mistral": "MistralRMSNorm",
+    "qwen2": "Qwen2RMSNorm",
+    "qwen3": "Qwen3RMSNorm",
+    "smollm3": "SmolLM3RMSNorm",
+}
+FAMILIES = {
+    model_type: Family(norm_class, "input_layernorm", "post_attention_layernorm", "norm")
+    for model_type, norm_class in _NORM_CLASSES.items()
+}
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,22 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
             f"{what} is not supported; supported are causal language models of: {', '.join(sorted(FAMILIES))}"
         )
     return inner
+
+
+def check_window(model: nn.Module, n_tokens: int) -> None:
+    """Refuse prompts that a sliding window would cut: here every token sees all before it.
+
+    Raises:
+        ValueError: the prompt is longer than the window.
+    """
+    config = causal_lm(model).config
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    if window is not None and slides and n_tokens > window:
+        raise ValueError(
+            f"a prompt of {n_tokens} tokens is longer than the model's sliding window of {window}; use "
+            "shorter texts or fewer demonstrations"
+        )
 
 
 def family_of(model: nn.Module) -> Family:

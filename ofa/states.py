@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.packing import check_batch
-from ofa.patch import causal_lm
+from ofa.patch import causal_lm, check_window
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ def token_states(
     rows = torch.arange(n_rows, device=input_ids.device)
     last = last_real(mask)
     n_prefix, start = (0, 0) if prefix is None else (prefix.keys[0].shape[2], prefix.n_positions)
+    check_window(model, start + n_tokens)
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + start
 
     index = torch.arange(n_tokens, device=input_ids.device)

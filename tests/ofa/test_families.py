@@ -1,0 +1,127 @@
+"""Each family from a tiny random configuration: patched logits, the trace, and a loss that falls."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import ofa
+from ofa.block import Probes, stacked_pass, why_not_stacked
+from ofa.norm import RMSNorm
+from ofa.patch import FAMILIES
+from ofa.sharpness import ONE_QUERY, layer_sharpness, token_map
+from ofa.states import attention_implementation, token_states
+from ofa_kernels.reference import jacobian_trace, preconditioner
+from tests.ofa.conftest import make_batch
+from tests.ofa.test_sharpness import brute_force, one_row
+
+OPTIONS = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "pad_token_id": None},
+}
+
+
+def build(family, dtype=torch.float64, **options):
+    """Weights large enough that every layer does something, biases and norms of every kind among them."""
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 512, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = AutoConfig.for_model(family, **{**settings, **OPTIONS[family], **options})
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(0.5, 1.5)
+        elif name.endswith("bias"):
+            parameter.data.normal_()
+    return model.to(dtype).eval()
+
+
+def in_float64(model):
+    """Norms of single heads compute in float32 in transformers, whatever the model's type."""
+    for module in model.modules():
+        if type(module).__name__ == FAMILIES[model.config.model_type].norm_class:
+            module.__class__ = RMSNorm
+    return model
+
+
+def test_every_family_is_here():
+    assert list(OPTIONS) == list(FAMILIES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", OPTIONS)
+def test_patched_logits_are_equal_bit_for_bit_and_undo_restores(family, dtype, reference_backend):
+    model, batch = build(family, dtype), make_batch((7, 5))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    before, state = model(**inputs).logits, {k: v.clone() for k, v in model.state_dict().items()}
+    report = ofa.patch_model(model)
+    assert len(report.norms) == 7 and all(norm.module.weight.requires_grad for norm in report.norms)
+    frozen = [p for name, p in model.named_parameters() if "q_norm" in name or "k_norm" in name]
+    assert not any(p.requires_grad for p in frozen) and bool(frozen) == (family == "qwen3")
+    assert torch.equal(model(**inputs).logits, before)
+    report.undo()
+    assert torch.equal(model(**inputs).logits, before)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", OPTIONS)
+def test_the_stacked_form_is_the_models_own_layers(family, side):
+    model = in_float64(build(family))
+    weights = [norm.module.weight for norm in ofa.patch_model(model).norms]
+    assert why_not_stacked(model) is None
+    batch, probes = make_batch((7, 5, 1), side), Probes(range(3), 4, 3)
+    ran, states = stacked_pass(model, batch, probes), token_states(model, batch)
+    oracle = layer_sharpness(model, states, probes)
+    pairs = [(ran.z, states.z), (ran.logits, states.logits), (-ran.products.mean(1), oracle.value)]
+    for found, expected in pairs:
+        assert (found - expected).norm() <= 1e-12 * expected.norm()
+    gradients, truths = (
+        torch.autograd.grad(sum(pair[i].sin().sum() for pair in pairs), weights) for i in (0, 1)
+    )
+    for found, expected in zip(gradients, truths, strict=True):
+        assert (found - expected).norm() <= 1e-9 * expected.norm()
+    plain = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    if side == "right":
+        torch.testing.assert_close(ran.logits, plain[torch.arange(3), torch.tensor([6, 4, 0])])
+
+
+@pytest.mark.parametrize("family", OPTIONS)
+def test_the_trace_is_that_of_the_whole_sequences_jacobian(family):
+    model = in_float64(build(family))
+    ofa.patch_model(model)
+    model.requires_grad_(False)
+    batch = make_batch((7, 5))
+    states = token_states(model, batch)
+    for t, layer in enumerate(model.model.layers):
+        norm, z = layer.post_attention_layernorm, states.z[t]
+        with attention_implementation(model, ONE_QUERY):
+            p = preconditioner(z, norm.weight, norm.variance_epsilon)
+            traces = -jacobian_trace(token_map(model, states, t), z, p)
+        for i in range(2):
+            expected = brute_force(model, one_row(batch, i))[t]
+            torch.testing.assert_close(traces[i], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", OPTIONS)
+def test_five_steps_lower_the_loss(family, tokenizer, task, shots):
+    model = build(family, torch.float32)
+    config = ofa.OFAConfig(epochs=5, batch_size=None, lr=1e-2)
+    losses = [row["loss"] for row in ofa.fit(model, tokenizer, task, shots, config, progress=False).history]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_prompts_longer_than_the_window_are_refused(family):
+    options = {"use_sliding_window": True, "max_window_layers": 1} if family == "qwen2" else {}
+    model = build(family, sliding_window=6, **options)
+    ofa.patch_model(model)
+    for run in (stacked_pass, token_states):
+        run(model, make_batch((6, 5)))
+        with pytest.raises(ValueError, match="7 tokens is longer than the model's sliding window of 6"):
+            run(model, make_batch((7, 5)))
