@@ -16,12 +16,13 @@ from transformers.activations import ACT2FN
 
 import ofa_kernels
 from ofa.attention import KeyValues, Tangents, causal, one_query
+from ofa.ends import embed, project
 from ofa.packing import Packing
 from ofa.patch import active_norm, causal_lm, check_window, family_of
 from ofa_kernels.reference import accumulation_dtype
 
 # families whose layers do what `block` does
-STACKED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+STACKED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite")
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
@@ -212,6 +213,10 @@ def _mlp(mlp: nn.Module, rows: Tensor, sizes: tuple[int, int, int], n_probes: in
     return _linear(mlp.down_proj, product, n_clean)
 
 
+def _scaled(rows: Tensor, scale: float) -> Tensor:
+    return rows if scale == 1 else scale * rows
+
+
 def block(
     layer: nn.Module,
     norms: tuple[nn.Module, nn.Module],
@@ -237,6 +242,7 @@ def block(
     """
     n_examples, (first, second) = at.packing.n_examples, norms
     by_probe = (at.n_probes, n_examples)
+    scale = getattr(layer, "residual_multiplier", 1)  # Granite's
     rows = ofa_kernels.rms_norm(x, first.weight, first.variance_epsilon)
     own = x[:n_examples]
     if probes is not None:
@@ -246,7 +252,7 @@ def block(
         )  # fmt: skip
         dot = ofa_kernels.rms_norm_jvp(own, first.weight, direction, first.variance_epsilon)
         rows = torch.cat([rows, dot.flatten(0, 1)])
-    attended = _attention(layer.self_attn, rows, at, final)
+    attended = _scaled(_attention(layer.self_attn, rows, at, final), scale)
     sizes = (n_examples, 0, at.sizes[2]) if final else at.sizes
     n_clean = sizes[0] + sizes[1]
     attended, attended_dot = attended.split((n_clean, sizes[2]))
@@ -259,7 +265,8 @@ def block(
             middle[:n_examples], second.weight, direction + attended_dot, second.variance_epsilon
         )
         rows = torch.cat([rows, dot.flatten(0, 1)])
-    out, out_dot = _mlp(layer.mlp, rows, sizes, at.n_probes).split((n_clean, sizes[2]))
+    out = _scaled(_mlp(layer.mlp, rows, sizes, at.n_probes), scale)
+    out, out_dot = out.split((n_clean, sizes[2]))
     products = None
     if probes is not None:
         change = attended_dot + out_dot.unflatten(0, by_probe)
@@ -285,7 +292,7 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
     decoder = lm.model
     packing = Packing.of(batch["input_ids"], batch["attention_mask"])
     check_window(model, packing.real.shape[1])
-    x = decoder.embed_tokens(packing.input_ids)
+    x = embed(lm, packing.input_ids)
     cos, sin = (part[0, :, None] for part in decoder.rotary_emb(x, packing.positions[None]))
     plain = probed = Rows.of(packing, 0, cos, sin)
     if probes is not None:
@@ -305,5 +312,5 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
         if product is not None:
             products.append(product)
     final = active_norm(decoder.norm)
-    logits = lm.lm_head(ofa_kernels.rms_norm(x, final.weight, final.variance_epsilon))
+    logits = project(lm, ofa_kernels.rms_norm(x, final.weight, final.variance_epsilon))
     return StackedPass(torch.stack(states), logits, torch.stack(products) if products else None)

@@ -39,6 +39,8 @@ _NORM_CLASSES = {
     "qwen2": "Qwen2RMSNorm",
     "qwen3": "Qwen3RMSNorm",
     "smollm3": "SmolLM3RMSNorm",
+    "granite": "GraniteRMSNorm",
+    "phi3": "Phi3RMSNorm",
 }
 FAMILIES = {
     model_type: Family(norm_class, "input_layernorm", "post_attention_layernorm", "norm")

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ofa.ends import embed, project
 from ofa.packing import check_batch
 from ofa.patch import causal_lm, check_window
 
@@ -153,7 +154,7 @@ def token_states(
         attention_mask = torch.nn.functional.pad(visible, (n_prefix, 0), value=True)[:, None]
     earlier = torch.nn.functional.pad(mask & (index < last[:, None]), (n_prefix, 0), value=True)
 
-    hidden = decoder.embed_tokens(input_ids)
+    hidden = embed(lm, input_ids)
     rotary = decoder.rotary_emb(hidden, position_ids)
     tap = _Tap(prefix, record)
     tapped = {cache_argument(type(decoder.layers[0])): tap}
@@ -170,7 +171,7 @@ def token_states(
             if patch is not None and i == patch.layer:
                 hidden = hidden.index_put((rows, last - patch.from_end), patch.state)
             states.append(hidden[rows, last])
-    logits = lm.lm_head(decoder.norm(states[-1]))
+    logits = project(lm, decoder.norm(states[-1]))
     cos, sin = (part.expand(n_rows, -1, -1)[rows, last][:, None] for part in rotary)
     keys, values = tuple(tap.keys), tuple(tap.values)
     return TokenStates(torch.stack(states), logits, keys, values, earlier, (cos, sin), start + n_tokens)

@@ -152,7 +152,7 @@ def test_wrapping_after_patching_is_refused():
 
 def test_unsupported_models_are_named():
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11))
-    with pytest.raises(ValueError, match=r"GPT2LMHeadModel .*'gpt2'.* supported are .*: llama"):
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel .*'gpt2'.* supported are .*: granite, llama"):
         ofa.patch_model(gpt2)
     headless = LlamaForSequenceClassification(build_llama().config)
     with pytest.raises(ValueError, match="LlamaForSequenceClassification"):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import ofa
+from ofa.ends import embed
 from ofa.sharpness import ONE_QUERY, token_map
 from ofa.states import attention_implementation, token_states
 from ofa_kernels.reference import jacobian_trace, preconditioner
@@ -14,7 +15,7 @@ def brute_force(model, row) -> torch.Tensor:
     """-tr(J_f P) [layers] from the Jacobian of the whole sequence's layer map, its last-token block."""
     decoder, ids = model.model, row["input_ids"]
     positions = torch.arange(ids.shape[1])[None]
-    hidden = decoder.embed_tokens(ids)
+    hidden = embed(model, ids)
     rotary = decoder.rotary_emb(hidden, positions)
     traces = []
     for layer in decoder.layers:
