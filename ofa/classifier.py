@@ -64,10 +64,16 @@ class FewShotClassifier:
         self.classes_: Sequence = self.task.label_words
         self.result_: FitResult | None = None
 
-    def fit(self, texts: Sequence[str], labels: Sequence[int | str]) -> "FewShotClassifier":
+    def fit(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[int | str],
+        checkpoint: str | os.PathLike | None = None,
+    ) -> "FewShotClassifier":
         """Adapt the model's γ to texts and their labels (label words or class numbers); returns itself.
 
-        A second call goes on from the γ of the first.
+        A second call goes on from the γ of the first. With a checkpoint, a run that was stopped goes on where
+        it was; see `ofa.fit`.
 
         Raises:
             ValueError: lengths differ, a label is unknown, or a text is empty.
@@ -83,7 +89,9 @@ class FewShotClassifier:
         if unknown:
             raise ValueError(f"unknown label {unknown[0]!r}; known are {', '.join(map(repr, classes))}")
         shots = [{"text": t, "label": classes.index(y)} for t, y in zip(texts, labels, strict=True)]
-        self.result_ = fit(self.model, self.tokenizer, self.task, shots, self.config, self.progress)
+        self.result_ = fit(
+            self.model, self.tokenizer, self.task, shots, self.config, self.progress, checkpoint=checkpoint
+        )
         self.classes_ = classes
         return self
 

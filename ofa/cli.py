@@ -51,6 +51,9 @@ def _plain_errors():
     except (ValueError, OSError, SourceError, FloatingPointError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt as interrupt:
+        Console(stderr=True).print(str(interrupt) or "stopped", soft_wrap=True, highlight=False)
+        raise typer.Exit(130) from None
 
 
 def _say_how_to_use(adapter: Path) -> None:
@@ -119,7 +122,10 @@ def adapt(
     label_column: Annotated[str, typer.Option(help="Where the label is.")] = "label",
     dtype: Annotated[Dtype, typer.Option(help="auto: the fastest type of this machine.")] = Dtype.auto,
 ) -> None:
-    """Learn from a few rows of a labelled file and save the adapter; test it on the other rows."""
+    """Learn from a few rows of a labelled file and save the adapter; test it on the other rows.
+
+    A run that was stopped or killed goes on where it was when the same command is given again.
+    """
     with _plain_errors():
         from ofa.classifier import FewShotClassifier
         from ofa.fewshot.protocol import draw_shots, draw_test, number_labels, read_rows
@@ -150,18 +156,18 @@ def adapt(
 
 
 def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
+    from ofa.history import write_history
+
     texts, labels = [row["text"] for row in test], [row["label"] for row in test]
     before = classifier.score(texts, name="zero-shot").accuracy(labels) if test else None
     words = classifier.task.label_words
-    classifier.fit([s["text"] for s in shots], [words[s["label"]] for s in shots])
+    unfinished = out / "unfinished.safetensors"
+    classifier.fit([s["text"] for s in shots], [words[s["label"]] for s in shots], unfinished)
     result = classifier.result_
     classifier.save(out)
-    record = {
-        "seconds_fit": result.seconds,
-        "shots": len(shots),
-        "n_test": len(test),
-        "history": result.history,
-    }
+    write_history(result.history, out)
+    unfinished.unlink()
+    record = {"seconds_fit": result.seconds, "shots": len(shots), "n_test": len(test)}
     if test:
         scores = classifier.score(texts, name="adapted")
         record |= {"accuracy_zero_shot": before, "accuracy": scores.accuracy(labels)}
@@ -176,7 +182,7 @@ def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
     (out / "training.json").write_text(json.dumps(record, indent=2))
     last = result.history[-1]
     console.print(f"adapted on {len(shots)} texts in {result.seconds:.1f} s, final loss {last['loss']:.4g}")
-    console.print(f"adapter: {out}, training log: {out / 'training.json'}")
+    console.print(f"adapter: {out}, with training.json, history.jsonl and history.png", highlight=False)
     _say_how_to_use(out)
 
 

@@ -1,11 +1,15 @@
 """Adapt a model to its shots by its norm weights γ."""
 
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ofa.checkpoint import Checkpoint, digest
 from ofa.fewshot.tasks import Task, count_truncated
 from ofa.objective import OFAConfig, objective
 from ofa.patch import causal_lm, patch_model
@@ -42,6 +46,7 @@ def fit(
     cfg: OFAConfig | None = None,
     progress: bool = True,
     max_steps: int | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> FitResult:
     """Train the norm weights γ on a few labelled examples (OFA; with both weights 0: LN-tuning).
 
@@ -57,6 +62,8 @@ def fit(
         cfg: objective, optimiser and schedule.
         progress: show a bar with the loss terms and the time that remains.
         max_steps: stop after so many steps; the learning rate is that of the whole run.
+        checkpoint: a .safetensors file where the run is kept every ten steps; where it is there already, the
+            run goes on from it and ends with the same bits as an undisturbed one.
 
     Returns:
         `.history` (one dict a step: step, epoch, lr, loss, cross_entropy, step_ratio, sharpness; unweighted
@@ -66,6 +73,8 @@ def fit(
     Raises:
         ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
         NonFiniteError: the loss or the gradient is NaN or infinite; γ is that of the last good step.
+        CheckpointError: the checkpoint is damaged, or of a run with other shots, settings or weights.
+        KeyboardInterrupt: Ctrl-C; the step was finished, and written to the checkpoint.
     """
     cfg = cfg or OFAConfig()
     if not shots:
@@ -88,7 +97,11 @@ def fit(
     lm.eval()
     try:
         weights = [norm.module.weight for norm in report.norms]
-        result = train(weights, passes, len(shots), cfg.schedule(max_steps), progress)
+        kept = None
+        if checkpoint is not None:
+            run = digest([asdict(cfg), asdict(task), list(shots), label_ids, str(lm.dtype)], weights)
+            kept = Checkpoint(Path(checkpoint), run)
+        result = train(weights, passes, len(shots), cfg.schedule(max_steps), progress, checkpoint=kept)
     finally:
         lm.train(was_training)
     result.n_truncated = n_truncated

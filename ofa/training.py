@@ -5,12 +5,14 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+
+from ofa.checkpoint import Checkpoint, deferred_interrupt
 
 WARMUP_SHARE = 0.05
 SHORT_NAMES = {"loss": "loss", "cross_entropy": "CE", "step_ratio": "J", "sharpness": "H"}
@@ -140,6 +142,7 @@ def train(
     schedule: Schedule,
     progress: bool = True,
     description: str = "adapting",
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Train the weights in place by AdamW.
 
@@ -152,38 +155,47 @@ def train(
         schedule: optimiser and order.
         progress: show a bar with the loss terms and the time that remains.
         description: what the bar says.
+        checkpoint: where the run is kept and, if it is there already, resumed with the same bits.
 
     Returns:
-        The history and the time it took.
+        The history, and the time since this call.
 
     Raises:
         NonFiniteError: the loss or the gradient is NaN or infinite; the weights are those of the last good
             step.
+        CheckpointError: the checkpoint is damaged or of another run.
+        KeyboardInterrupt: Ctrl-C; the step was finished, and written to the checkpoint.
     """
     optimizer = torch.optim.AdamW(weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
-    rate = LambdaLR(optimizer, schedule.factor(n_examples))
-    n_steps = schedule.n_steps(n_examples)
+    factor, n_steps = schedule.factor(n_examples), schedule.n_steps(n_examples)
     if schedule.max_steps is not None:
         n_steps = min(n_steps, schedule.max_steps)
-    result = FitResult()
+    result = FitResult(checkpoint.load(weights, optimizer) if checkpoint else [])
+    steps = islice(enumerate(schedule.batches(n_examples)), len(result.history), n_steps)
     good = [weight.detach().clone() for weight in weights]
     begin = time.perf_counter()
     try:
-        with progress_bar(progress) as bar:
-            line = bar.add_task(description, total=n_steps, info="")
-            for step, (epoch, rows) in enumerate(schedule.batches(n_examples)):
-                if step == n_steps:
-                    break
+        with progress_bar(progress) as bar, deferred_interrupt() as interrupted:
+            line = bar.add_task(description, total=n_steps, completed=len(result.history), info="")
+            for step, (epoch, rows) in steps:
                 terms, gradients = _gradients(passes(step, rows), weights)
                 _check_finite(step, terms, gradients)
                 for saved, weight, gradient in zip(good, weights, gradients, strict=True):
                     saved.copy_(weight.detach())
                     weight.grad = gradient
-                lr = optimizer.param_groups[0]["lr"]
+                lr = schedule.lr * factor(step)
+                optimizer.param_groups[0]["lr"] = lr
                 optimizer.step()
-                rate.step()
                 result.history.append({"step": step, "epoch": epoch, "lr": lr, **terms})
                 bar.update(line, advance=1, info=_describe(result.history[-1]))
+                last = interrupted.is_set() or step == n_steps - 1
+                if checkpoint and (last or (step + 1) % checkpoint.every == 0):
+                    checkpoint.save(weights, optimizer, result.history)
+                if interrupted.is_set():
+                    where = (
+                        f"; it is kept in {checkpoint.path}, and the same run goes on" if checkpoint else ""
+                    )
+                    raise KeyboardInterrupt(f"stopped after step {step}{where}")
     except NonFiniteError:
         with torch.no_grad():
             for saved, weight in zip(good, weights, strict=True):

@@ -1,11 +1,14 @@
 import csv
 import json
+import os
+import signal
 
 import pytest
 from typer.testing import CliRunner
 
-from ofa import OFAConfig
+from ofa import OFAConfig, trainer
 from ofa.cli import app
+from ofa.objective import objective
 from tests.ofa.conftest import LABELS, TEXTS
 
 runner = CliRunner()
@@ -38,7 +41,10 @@ def test_adapt_then_predict(data, tmp_path, model_folder):
     assert "(1 bad, 1 good)" in done.output
     assert "adapted on 4 texts" in done.output and f"use it: ofa predict {out} " in done.output
     log = json.loads((out / "training.json").read_text())
-    assert log["n_test"] == 2 and 0 <= log["accuracy"] <= 1 and len(log["history"]) == 2
+    assert log["n_test"] == 2 and 0 <= log["accuracy"] <= 1
+    steps = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [0, 1] and steps[1]["sharpness"] is not None
+    assert (out / "history.png").stat().st_size > 5_000 and not (out / "unfinished.safetensors").exists()
     record = json.loads((out / "ofa_config.json").read_text())
     assert record["task"]["template"] == "Review: {text}\nSentiment:"
     assert record["task"]["label_words"] == ["bad", "good"] and record["model"]["sha256"]
@@ -54,6 +60,25 @@ def test_adapt_then_predict(data, tmp_path, model_folder):
     for row in rows:
         assert row["label"] == max(WORDS, key=lambda word: float(row[word]))
         assert float(row["bad"]) + float(row["good"]) == pytest.approx(1, abs=2e-4)
+
+
+def test_an_interrupted_adapt_goes_on_where_it_was(data, tmp_path, model_folder, monkeypatch):
+    out, seen = tmp_path / "adapter", []
+
+    def interrupting(model, batch, cfg, step):
+        seen.append(step)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return objective(model, batch, cfg, step)
+
+    monkeypatch.setattr(trainer, "objective", interrupting)
+    done = adapt(data, out, model_folder, "--epochs", 6)
+    assert done.exit_code == 130 and "stopped after step 2; it is kept in" in " ".join(done.output.split())
+    assert not (out / "adapter_config.json").exists()
+    done = adapt(data, out, model_folder, "--epochs", 6)
+    assert done.exit_code == 0, done.output
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert len((out / "history.jsonl").read_text().splitlines()) == 6
 
 
 @pytest.mark.parametrize(
