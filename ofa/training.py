@@ -135,13 +135,17 @@ def _gradients(
     return terms, gradients
 
 
+def _stopped(step: int, checkpoint: Checkpoint | None) -> str:
+    kept = f"; it is kept in {checkpoint.path}, and the same run goes on from there" if checkpoint else ""
+    return f"stopped after step {step}{kept}"
+
+
 def train(
     weights: Sequence[nn.Parameter],
     passes: Callable[[int, list[int]], Iterable[tuple[float, dict[str, Tensor | None]]]],
     n_examples: int,
     schedule: Schedule,
     progress: bool = True,
-    description: str = "adapting",
     checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Train the weights in place by AdamW.
@@ -154,7 +158,6 @@ def train(
         n_examples: how many there are.
         schedule: optimiser and order.
         progress: show a bar with the loss terms and the time that remains.
-        description: what the bar says.
         checkpoint: where the run is kept and, if it is there already, resumed with the same bits.
 
     Returns:
@@ -176,7 +179,7 @@ def train(
     begin = time.perf_counter()
     try:
         with progress_bar(progress) as bar, deferred_interrupt() as interrupted:
-            line = bar.add_task(description, total=n_steps, completed=len(result.history), info="")
+            line = bar.add_task("adapting", total=n_steps, completed=len(result.history), info="")
             for step, (epoch, rows) in steps:
                 terms, gradients = _gradients(passes(step, rows), weights)
                 _check_finite(step, terms, gradients)
@@ -192,10 +195,7 @@ def train(
                 if checkpoint and (last or (step + 1) % checkpoint.every == 0):
                     checkpoint.save(weights, optimizer, result.history)
                 if interrupted.is_set():
-                    where = (
-                        f"; it is kept in {checkpoint.path}, and the same run goes on" if checkpoint else ""
-                    )
-                    raise KeyboardInterrupt(f"stopped after step {step}{where}")
+                    raise KeyboardInterrupt(_stopped(step, checkpoint))
     except NonFiniteError:
         with torch.no_grad():
             for saved, weight in zip(good, weights, strict=True):
