@@ -3,6 +3,7 @@
 from ofa import models
 from ofa.adapter import load_adapter, save_adapter
 from ofa.classifier import FewShotClassifier, load
+from ofa.export import export_merged
 from ofa.fewshot.tasks import Task
 from ofa.objective import OFAConfig, objective
 from ofa.patch import patch_model
@@ -13,6 +14,7 @@ __all__ = [
     "FewShotClassifier",
     "OFAConfig",
     "Task",
+    "export_merged",
     "fit",
     "load",
     "load_adapter",

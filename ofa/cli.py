@@ -1,4 +1,4 @@
-"""The command line: ofa demo | adapt | predict | compare | table | probe | info."""
+"""The command line: ofa demo | adapt | predict | export | compare | table | probe | info."""
 
 import csv
 import importlib.metadata
@@ -225,6 +225,21 @@ def predict(
     console.print(table)
     if out:
         console.print(f"written to {out}")
+
+
+@app.command(epilog="Example: [bold]ofa export adapters/reviews models/reviews[/]")
+def export(
+    adapter: Annotated[Path, typer.Argument(help="A folder that adapt or demo wrote.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the model and its tokenizer.")],
+    model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
+) -> None:
+    """Write an adapted model as a plain one that servers load without an adapter."""
+    with _plain_errors():
+        import ofa
+
+        classifier = ofa.load(adapter, model)
+        ofa.export_merged(classifier.model, classifier.tokenizer, out)
+    console.print(f"written to {out}: load it with transformers or any server that takes its folders")
 
 
 @app.command(
