@@ -5,6 +5,7 @@ from ofa.adapter import load_adapter, save_adapter
 from ofa.classifier import FewShotClassifier, load
 from ofa.export import export_merged
 from ofa.fewshot.tasks import Task
+from ofa.hf_trainer import OFATrainer, features
 from ofa.objective import OFAConfig, objective
 from ofa.patch import patch_model
 from ofa.sharpness import sharpness
@@ -13,8 +14,10 @@ from ofa.trainer import fit
 __all__ = [
     "FewShotClassifier",
     "OFAConfig",
+    "OFATrainer",
     "Task",
     "export_merged",
+    "features",
     "fit",
     "load",
     "load_adapter",

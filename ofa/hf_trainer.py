@@ -1,0 +1,118 @@
+"""OFA inside `transformers.Trainer`: its loss, and checkpoints that hold the adapter."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from ofa.adapter import load_adapter, save_adapter
+from ofa.fewshot.tasks import Task, count_truncated
+from ofa.objective import OFAConfig, objective
+from ofa.patch import patch_model
+from ofa.scoring import pad
+from ofa.states import token_states
+
+LOGGED = ("cross_entropy", "step_ratio", "sharpness")
+
+
+def features(
+    tokenizer: PreTrainedTokenizerBase, task: Task, rows: Sequence[dict], max_tokens: int
+) -> list[dict]:
+    """Rows as `OFATrainer` takes them: `input_ids`, `labels` (the label word's first token), `example_ids`.
+
+    Args:
+        tokenizer: the model's.
+        task: template and label words.
+        rows: {"text": str, "label": class number} each: a list or a `datasets.Dataset`.
+        max_tokens: the context's length; longer texts lose their beginning, with a warning.
+
+    Raises:
+        ValueError: an unknown label, an empty text, or colliding label words.
+    """
+    rows = list(rows)
+    task.check_labels(rows)
+    label_ids = task.label_ids(tokenizer)
+    prompts = [task.encode(tokenizer, row["text"], max_tokens) for row in rows]
+    count_truncated(prompts)
+    return [
+        {"input_ids": prompt.ids, "labels": label_ids[row["label"]], "example_ids": i}
+        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+    ]
+
+
+def collate(examples: Sequence[dict]) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` [B, longest], `labels` and `example_ids` [B]."""
+    batch = pad([list(example["input_ids"]) for example in examples], torch.device("cpu"))
+    for name in ("labels", "example_ids"):
+        batch[name] = torch.tensor([int(example[name]) for example in examples])
+    return batch
+
+
+class OFATrainer(Trainer):
+    """A `transformers.Trainer` whose loss is OFA's and whose checkpoints are adapters.
+
+    The model is patched if it isn't; γ is all that trains. Data sets hold what `features` makes. In several
+    processes the gradients of γ are averaged; give each the same number of examples.
+
+    Args:
+        model: a causal language model of a supported family.
+        args: `transformers`' arguments; columns are never removed.
+        ofa_config: weights and probes; learning rate, epochs and batch size are those of `args`. The probes
+            of a step are those of the seed mix(ofa_config.seed, step).
+        kwargs: as for `Trainer`.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, ofa_config: OFAConfig | None = None, **kwargs
+    ):
+        patch_model(model)
+        args.remove_unused_columns = False  # example_ids is no argument of the model's
+        super().__init__(model, args, **{"data_collator": collate, **kwargs})
+        self.ofa_config = ofa_config or OFAConfig()
+        self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = False  # the loss is a batch's mean
+        self._terms: dict[str, list[float]] = {}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """CE + λ_J J + λ_H H; in evaluation also the prediction tokens' logits [B, V]."""
+        lm = self.accelerator.unwrap_model(model)
+        terms = objective(lm, inputs, self.ofa_config, self.state.global_step)
+        if return_outputs:
+            logits = token_states(lm, inputs, record=False).logits
+            return terms.loss, {"loss": terms.loss, "logits": logits}
+        for name in LOGGED:
+            value = getattr(terms, name)
+            if value is not None:
+                self._terms.setdefault(name, []).append(value.item())
+        return terms.loss
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """As `Trainer`'s, with γ's gradients averaged: the data-parallel wrapper is not what is called."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.accelerator.num_processes
+        return loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """With the means of the loss's terms since the last time."""
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._terms.items()}
+            self._terms = {}
+        super().log(logs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = output_dir or self.args.output_dir
+        save_adapter(self.accelerator.unwrap_model(self.model), folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(self.args, os.path.join(folder, "training_args.bin"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_adapter(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)

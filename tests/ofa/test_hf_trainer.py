@@ -1,0 +1,120 @@
+import os
+import socket
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
+
+import ofa
+from ofa.hf_trainer import OFATrainer, collate, features
+from ofa.objective import OFAConfig, objective
+from tests.ofa.conftest import build_llama
+
+CONFIG = OFAConfig(lambda_step=0.1, lambda_sharp=0.1, n_probes=2, seed=3)
+
+
+@pytest.fixture
+def rows(tokenizer, task, shots):
+    return features(tokenizer, task, Dataset.from_list(shots), 64)
+
+
+def trainer(rows, folder, dtype=torch.float32, **options):
+    settings = {
+        "output_dir": str(folder), "num_train_epochs": 6, "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2, "logging_steps": 3, "report_to": [], "use_cpu": True,
+        "disable_tqdm": True, "save_strategy": "no",
+    }  # fmt: skip
+    args = TrainingArguments(**{**settings, **options})
+    return OFATrainer(build_llama(dtype), args, CONFIG, train_dataset=rows, eval_dataset=rows)
+
+
+def gammas(trainer):
+    return torch.cat([norm.module.weight.detach() for norm in ofa.patch_model(trainer.model).norms])
+
+
+def test_the_loss_is_the_objectives_and_falls(rows, tmp_path):
+    runner, batch = trainer(rows, tmp_path), collate(rows[:2])
+    expected = objective(runner.model, batch, CONFIG, step=0).loss
+    assert torch.equal(runner.compute_loss(runner.model, batch), expected)
+    runner = trainer(rows, tmp_path)
+    before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+    runner.train()
+    logs = [entry for entry in runner.state.log_history if "sharpness" in entry]
+    assert len(logs) == 6 and logs[-1]["loss"] < logs[0]["loss"]
+    for entry in logs:
+        total = entry["cross_entropy"] + 0.1 * entry["step_ratio"] + 0.1 * entry["sharpness"]
+        assert entry["loss"] == pytest.approx(total, rel=1e-3)
+    for name, parameter in runner.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("norm" not in name), name
+
+
+def test_accumulated_batches_are_averaged(rows, tmp_path):
+    """Three batches of two in one step are one batch of six, with the same probes."""
+    options = {"num_train_epochs": 1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "optim": "sgd"}
+    whole = trainer(rows, tmp_path, per_device_train_batch_size=6, **options)
+    parts = trainer(rows, tmp_path, gradient_accumulation_steps=3, **options)
+    for runner in (whole, parts):
+        runner.train()
+    torch.testing.assert_close(gammas(parts), gammas(whole), rtol=1e-5, atol=1e-6)
+
+
+def test_checkpoints_are_adapters_and_resume_with_the_same_bits(rows, tmp_path):
+    undisturbed = trainer(rows, tmp_path / "a")
+    undisturbed.train()
+    first = trainer(rows, tmp_path / "b", save_strategy="steps", save_steps=5)
+    first.train()
+    checkpoint = tmp_path / "b" / "checkpoint-10"
+    assert (checkpoint / "adapter_model.safetensors").is_file() and (checkpoint / "optimizer.pt").is_file()
+    assert not list(checkpoint.glob("model*.safetensors"))
+    second = trainer(rows, tmp_path / "b")
+    second.train(resume_from_checkpoint=str(checkpoint))
+    assert second.state.global_step == 18
+    assert torch.equal(gammas(second), gammas(undisturbed))
+    report = ofa.load_adapter(build_llama(torch.float32), checkpoint)
+    assert len(report.norms) == 7
+
+
+def test_evaluation_gives_logits_for_metrics(rows, tmp_path, task, tokenizer):
+    label_ids = np.array(task.label_ids(tokenizer))
+    runner = trainer(rows, tmp_path, per_device_eval_batch_size=4)
+    seen = []
+
+    def accuracy(prediction):
+        logits, labels = prediction.predictions, prediction.label_ids
+        seen.append(logits.shape)
+        return {"accuracy": float((label_ids[logits[:, label_ids].argmax(-1)] == labels).mean())}
+
+    runner.compute_metrics = accuracy
+    found = runner.evaluate()
+    assert seen == [(6, 512)] and 0 <= found["eval_accuracy"] <= 1 and found["eval_loss"] > 0
+
+
+def one_of_two(rank, port, rows, folder):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    torch.set_num_threads(1)
+    runner = trainer(rows, folder, torch.float64, per_device_train_batch_size=3, ddp_backend="gloo")
+    assert runner.accelerator.num_processes == 2
+    runner.train()
+    torch.save(gammas(runner), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_end_with_the_weights_of_one(rows, tmp_path):
+    """Global example ids select the probes, so it does not matter who computes which."""
+    one = trainer(rows, tmp_path, torch.float64, per_device_train_batch_size=6)
+    one.train()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port, rows, str(tmp_path)), nprocs=2)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert (found - gammas(one)).abs().max() <= 1e-6 * gammas(one).abs().max()
+    assert (gammas(one) - gammas(trainer(rows, tmp_path, torch.float64))).abs().max() > 1e-2
+
+
+def test_it_is_a_trainer():
+    assert issubclass(ofa.OFATrainer, Trainer)
