@@ -38,13 +38,15 @@ _CALLS = {
 
 @cache
 def openmp_runtimes() -> tuple[str, ...]:
-    """The files of the OpenMP runtimes in this process; torch brings one."""
+    """The files of the OpenMP runtimes in this process, torch's own first; others may have brought theirs."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return ()
     files = {line.split(maxsplit=5)[5] for line in lines if line.count("/")}
-    return tuple(sorted(f for f in files if Path(f).name.startswith(OPENMP_RUNTIMES)))
+    found = (f for f in files if Path(f).name.startswith(OPENMP_RUNTIMES))
+    own = str(Path(torch.__file__).parent)
+    return tuple(sorted(found, key=lambda f: (not f.startswith(own), f)))
 
 
 @cache
@@ -78,11 +80,16 @@ def missing() -> str | None:
     return None if operators else reason
 
 
+def instruction_set() -> str:
+    """The one in use, or why there is none."""
+    return _load()[1]
+
+
 def description() -> str:
-    """The instruction set in use, and a warning where a second OpenMP runtime competes."""
+    """The instruction set in use, and a warning where a second OpenMP runtime may compete."""
     runtimes = openmp_runtimes()
     several = f"; {len(runtimes)} OpenMP runtimes are loaded: {', '.join(runtimes)}" if runtimes[1:] else ""
-    return _load()[1] + several
+    return instruction_set() + several
 
 
 def _call(name: str, *members) -> None:
