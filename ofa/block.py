@@ -70,15 +70,9 @@ class Rows:
         n_examples = self.packing.n_examples
         return n_examples, self.n_clean - n_examples, self.n_probes * n_examples
 
-    @property
-    def own_cos(self) -> Tensor:
-        """Of the prediction tokens and the tangents."""
-        return self.cos[: self.packing.n_examples].repeat(1 + self.n_probes, 1, 1)
-
-    @property
-    def own_sin(self) -> Tensor:
-        """Of the prediction tokens and the tangents."""
-        return self.sin[: self.packing.n_examples].repeat(1 + self.n_probes, 1, 1)
+    def own(self, part: Tensor) -> Tensor:
+        """What stands at the prediction tokens and the tangents, of cos or sin."""
+        return part[: self.packing.n_examples].repeat(1 + self.n_probes, 1, 1)
 
     @classmethod
     def of(cls, packing: Packing, n_probes: int, cos: Tensor, sin: Tensor) -> "Rows":
@@ -159,7 +153,7 @@ def _attention(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> Ten
     if final:
         own, _, tangents = rows.split(at.sizes)
         queries, n_queries = torch.cat([own, tangents]), packing.n_examples
-        cos, sin = at.own_cos, at.own_sin
+        cos, sin = at.own(cos), at.own(sin)
     q = _linear(attention.q_proj, queries, n_queries).unflatten(-1, heads)
     k = _linear(attention.k_proj, rows, at.n_clean).unflatten(-1, heads)
     v = _linear(attention.v_proj, rows, at.n_clean).unflatten(-1, heads)

@@ -241,25 +241,6 @@ def test_instruction_set_in_use():
     assert native.instruction_set() in ([asked] if asked else SETS)
 
 
-ANOTHER_RUNTIME = """
-import os
-import sklearn.metrics  # brings an OpenMP runtime of its own
-import torch
-from ofa_kernels import native
-assert len(native.openmp_runtimes()) > 1, "this shows nothing"
-torch.set_num_threads(2)
-x, w = torch.randn(512, 4096), torch.ones(4096)
-x.exp()
-before = len(os.listdir("/proc/self/task"))
-native.rms_norm_forward(x, w, 1e-6, 0.0, "hf")
-assert len(os.listdir("/proc/self/task")) == before, "a second pool was started"
-"""
-
-
-def test_the_threads_are_torchs_though_another_runtime_came_first():
-    python(["-c", ANOTHER_RUNTIME])
-
-
 @pytest.mark.skipif("OFA_NATIVE_ISA" in os.environ, reason="one is asked for")
 @pytest.mark.parametrize("name", SETS)
 def test_every_instruction_set(name):
