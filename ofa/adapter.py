@@ -13,16 +13,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ofa.families import causal_lm, family_of
 from ofa.models import source_of
-from ofa.patch import PatchReport, causal_lm, family_of, named_norms, patch_model
+from ofa.patch import PatchReport, named_norms, patch_model
 
 PEFT_CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 OFA_CONFIG = "ofa_config.json"
 
 
-def _tensor_name(norm: str) -> str:
-    return f"base_model.model.model.{norm}.ln_tuning_layers.weight"
+def _tensor_name(model: nn.Module, norm: str) -> str:
+    return f"base_model.model.{family_of(model).decoder}.{norm}.ln_tuning_layers.weight"
+
+
+def _bias_name(tensor_name: str) -> str:
+    return tensor_name.removesuffix("weight") + "bias"
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equality in the coarser of two types."""
+    dtype = max(a.dtype, b.dtype, key=lambda d: torch.finfo(d).eps)
+    return torch.equal(a.to(dtype), b.to(dtype))
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike, metadata: dict | None = None) -> None:
@@ -45,14 +56,16 @@ def save_adapter(model: nn.Module, path: str | os.PathLike, metadata: dict | Non
         weight = module.weight.detach().cpu().contiguous()
         if not torch.isfinite(weight).all():
             raise ValueError(f"γ of {name} holds NaN or infinite values; nothing was written")
-        tensors[_tensor_name(name)] = weight
+        tensors[_tensor_name(model, name)] = weight
+        if (bias := getattr(module, "bias", None)) is not None:  # PEFT misses it otherwise
+            tensors[_bias_name(_tensor_name(model, name))] = bias.detach().cpu().contiguous()
     others = {c.peft_type.value for c in getattr(model, "peft_config", {}).values()} - {"LN_TUNING"}
     if others:
         warnings.warn(f"only γ is saved, not the model's {', '.join(others)} weights", stacklevel=2)
     family, lm = family_of(model), causal_lm(model)
     config = LNTuningConfig(
         task_type="CAUSAL_LM",
-        target_modules=[family.before_attention, family.before_mlp, family.final],
+        target_modules=[*family.roles, family.final],
         inference_mode=True,
         base_model_name_or_path=lm.name_or_path,
     )
@@ -103,7 +116,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> PatchReport:
     config = read_config(path, PEFT_CONFIG)
     if config.get("peft_type") != "LN_TUNING":
         raise ValueError(f"{path} holds a {config.get('peft_type')} adapter; only LN_TUNING can be loaded")
-    weights = _read_weights(path, config, {n: module.weight for n, _, module in named_norms(model)})
+    weights = _read_weights(path, config, model)
     _warn_of_another_base(model, path)
     report = patch_model(model)
     with torch.no_grad():
@@ -125,7 +138,7 @@ def _warn_of_another_base(model: nn.Module, path: Path) -> None:
         )
 
 
-def _read_weights(path: Path, config: dict, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def _read_weights(path: Path, config: dict, model: nn.Module) -> dict[str, Tensor]:
     """Checked γ by the norms' names."""
     if not (path / WEIGHTS).is_file():
         raise FileNotFoundError(f"{path}: {WEIGHTS} is missing")
@@ -133,10 +146,21 @@ def _read_weights(path: Path, config: dict, expected: dict[str, Tensor]) -> dict
         tensors = load_file(path / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{path / WEIGHTS} is damaged ({error}); save or copy it again") from None
-    names = {_tensor_name(name): name for name in expected}
+    modules = {name: module for name, _, module in named_norms(model)}
+    expected = {name: module.weight for name, module in modules.items()}
+    names = {_tensor_name(model, name): name for name in expected}
+    biases = {
+        _bias_name(tensor_name): modules[name].bias
+        for tensor_name, name in names.items()
+        if getattr(modules[name], "bias", None) is not None
+    }
     weights = {}
     for tensor_name, tensor in tensors.items():
         name = names.get(tensor_name)
+        if tensor_name in biases:
+            if not _same(tensor, biases[tensor_name].detach().cpu()):
+                raise ValueError(f"{path}: {tensor_name} was trained too; only γ can be loaded, no biases")
+            continue
         if name is None:
             raise ValueError(
                 f"{path}: the model has no place for the tensor {tensor_name}; wrong base model?"
@@ -154,5 +178,5 @@ def _read_weights(path: Path, config: dict, expected: dict[str, Tensor]) -> dict
     targets = set(targets) if isinstance(targets, list) else {name.rpartition(".")[2] for name in expected}
     for name in expected:
         if name.rpartition(".")[2] in targets and name not in weights:
-            raise ValueError(f"{path}: the tensor {_tensor_name(name)} is missing; wrong base model?")
+            raise ValueError(f"{path}: the tensor {_tensor_name(model, name)} is missing; wrong base model?")
     return weights

@@ -16,9 +16,10 @@ from transformers.activations import ACT2FN
 
 import ofa_kernels
 from ofa.attention import KeyValues, Tangents, causal, one_query
-from ofa.ends import embed, project
+from ofa.ends import embed, project, rotary
+from ofa.families import causal_lm, check_attention, family_of
 from ofa.packing import Packing
-from ofa.patch import active_norm, causal_lm, check_window, family_of
+from ofa.patch import active_norm
 from ofa_kernels.reference import accumulation_dtype
 
 # families whose layers do what `block` does
@@ -285,16 +286,16 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
     lm, family = causal_lm(model), family_of(model)
     decoder = lm.model
     packing = Packing.of(batch["input_ids"], batch["attention_mask"])
-    check_window(model, packing.real.shape[1])
-    x = embed(lm, packing.input_ids)
-    cos, sin = (part[0, :, None] for part in decoder.rotary_emb(x, packing.positions[None]))
+    check_attention(model, packing.real.shape[1])
+    x = embed(lm, packing.input_ids, packing.positions)
+    cos, sin = (part[0, :, None] for part in rotary(lm, x, packing.positions[None])[0])
     plain = probed = Rows.of(packing, 0, cos, sin)
     if probes is not None:
         probed = Rows.of(packing, probes.n_probes, cos, sin)
     states, products = [x[: packing.n_examples]], []
-    names, n_layers = (family.before_attention, family.before_mlp), len(decoder.layers)
+    n_layers = len(decoder.layers)
     for index, layer in enumerate(decoder.layers):
-        norms = tuple(active_norm(getattr(layer, name)) for name in names)
+        norms = tuple(active_norm(getattr(layer, name)) for name in family.roles)
         rides = probes is not None and index in probes.layers
         rows, riding = (probed, probes) if rides else (plain, None)
         arguments = (layer, norms, x, rows, index == n_layers - 1, riding, index)

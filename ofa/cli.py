@@ -358,8 +358,8 @@ def info() -> None:
 
         import ofa_kernels
         from ofa.download import cache_dir
+        from ofa.families import FAMILIES
         from ofa.models import SMOLLM2_Q4, SOURCE_FILE, fast_dtype
-        from ofa.patch import FAMILIES
         from ofa_kernels import native
 
         report = ofa_kernels.backend_report()

@@ -5,7 +5,7 @@ import os
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ofa.patch import causal_lm
+from ofa.families import causal_lm
 
 
 def export_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: str | os.PathLike) -> None:

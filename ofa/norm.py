@@ -1,9 +1,14 @@
-"""The module that replaces a model's RMSNorm."""
+"""The modules that replace a model's norms."""
 
 import torch
 from torch import Tensor, nn
 
 import ofa_kernels
+
+
+def epsilon(norm: nn.Module) -> float:
+    """What a norm adds to the mean square, under either of its names in transformers."""
+    return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
 
 
 class RMSNorm(nn.Module):
@@ -16,7 +21,14 @@ class RMSNorm(nn.Module):
         eps: added to the mean square.
         device: where the weight lies.
         dtype: the weight's type.
+
+    Attributes:
+        offset: added to the weight.
+        rounding: where a 16-bit result is rounded, as in `ofa_kernels.rms_norm`.
     """
+
+    offset = 0.0
+    rounding = "hf"
 
     def __init__(self, hidden_size: int, eps: float = 1e-6, device=None, dtype=None):
         super().__init__()
@@ -25,8 +37,30 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise [..., hidden_size] over its last dimension."""
-        return ofa_kernels.rms_norm(hidden_states, self.weight, self.variance_epsilon)
+        return ofa_kernels.rms_norm(hidden_states, self.weight, epsilon(self), self.offset, self.rounding)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}, weight={self.weight.dtype}"
+        return f"{tuple(self.weight.shape)}, eps={epsilon(self)}, weight={self.weight.dtype}"
+
+
+class Olmo2RMSNorm(RMSNorm):
+    """As `Olmo2RMSNorm` of transformers: rounded once, at the end."""
+
+    rounding = "fp32"
+
+
+class GemmaRMSNorm(RMSNorm):
+    """As `Gemma2RMSNorm` of transformers: γ is 1 + weight, rounded once."""
+
+    offset = 1.0
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm on `ofa_kernels.layer_norm`; the weight may stay float32 inside a bfloat16 model."""
+
+    offset = 0.0
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalise [..., hidden_size] over its last dimension."""
+        return ofa_kernels.layer_norm(hidden_states, self.weight, self.bias, self.eps)

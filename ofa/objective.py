@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import ofa_kernels
 from ofa.block import Probes, stacked_pass, why_not_stacked
+from ofa.families import causal_lm
 from ofa.paper_code import paper_code_terms
-from ofa.patch import causal_lm
 from ofa.sharpness import layer_sharpness
 from ofa.states import token_states
 from ofa.training import Schedule

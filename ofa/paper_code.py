@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofa.patch import causal_lm, family_of, patch_model
+from ofa.families import causal_lm, family_of
+from ofa.patch import patch_model
 from ofa.states import last_real
 from ofa_kernels.reference import accumulation_dtype
 
@@ -20,10 +21,12 @@ EPS = 1e-3
 
 
 def pretrained_gammas(model: nn.Module) -> list[Tensor]:
-    """γ0 of the norm before the MLP, one [D] a layer: what it was before the model was patched."""
+    """γ0 of the norm that is P, one [D] a layer: what it was before the model was patched."""
     family = family_of(model)
-    wanted = family.role(family.before_mlp)
-    return [norm.original_weight.detach() for norm in patch_model(model).norms if norm.role == wanted]
+    wanted, offset = family.role(family.preconditioner), family.norm.offset
+    return [
+        norm.original_weight.detach() + offset for norm in patch_model(model).norms if norm.role == wanted
+    ]
 
 
 @contextmanager
@@ -72,8 +75,10 @@ def paper_code_terms(model: nn.Module, batch: dict[str, Tensor], seed: int) -> t
     ]
     gammas = pretrained_gammas(model)
     shifts = [(g.to(dtype) * EPS * n).to(lm.dtype) for g, n in zip(gammas, noises, strict=True)]
-    with _shifted(lm.model.layers, shifts):
-        noisy = [h[rows, last].to(dtype) for h in lm.model(**inputs, output_hidden_states=True).hidden_states]
+    family = family_of(lm)
+    with _shifted(family.layers_of(lm), shifts):
+        hidden = family.decoder_of(lm)(**inputs, output_hidden_states=True).hidden_states
+        noisy = [h[rows, last].to(dtype) for h in hidden]
     sharp = []
     for i in range(1, len(states) - 1):
         difference = (noisy[i + 1] - noisy[i]) - (states[i + 1] - states[i])

@@ -7,45 +7,11 @@ from types import MethodType
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from ofa.norm import RMSNorm
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a model family keeps its norms: by role, not by name."""
-
-    norm_class: str
-    before_attention: str
-    before_mlp: str
-    final: str
-
-    def role(self, name: str) -> str:
-        """What the norm called `name` does."""
-        return {
-            self.before_attention: "before attention",
-            self.before_mlp: "before the MLP: the preconditioner P",
-            self.final: "final",
-        }[name]
-
+from ofa.families import Family, causal_lm, family_of
 
 # what γ is held in: near 1.0 a 16-bit type can't hold an update of 1e-3
 GAMMA_DTYPES = (torch.float32, torch.float64)
-# these name their norms alike; what else they do differently stands in their layers
-_NORM_CLASSES = {
-    "llama": "LlamaRMSNorm",
-    "mistral": "MistralRMSNorm",
-    "qwen2": "Qwen2RMSNorm",
-    "qwen3": "Qwen3RMSNorm",
-    "smollm3": "SmolLM3RMSNorm",
-    "granite": "GraniteRMSNorm",
-    "phi3": "Phi3RMSNorm",
-}
-FAMILIES = {
-    model_type: Family(norm_class, "input_layernorm", "post_attention_layernorm", "norm")
-    for model_type, norm_class in _NORM_CLASSES.items()
-}
 
 
 @dataclass(frozen=True)
@@ -129,55 +95,13 @@ def _become(module: nn.Module, cls: type) -> None:
         module._old_forward = MethodType(cls.forward, module)
 
 
-def _check_replaceable(name: str, module: nn.Module, expected: str) -> None:
-    if type(module).__name__ != expected and not isinstance(module, RMSNorm):
-        raise ValueError(f"{name} is a {type(module).__name__}; only {expected} can be replaced")
+def _check_replaceable(name: str, module: nn.Module, family: Family) -> None:
+    if type(module).__name__ != family.norm_class and not isinstance(module, family.norm):
+        raise ValueError(f"{name} is a {type(module).__name__}; only {family.norm_class} can be replaced")
     if "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
         raise ValueError(f"the forward of {name} was replaced by another library; patch a fresh model")
     if module.weight.is_meta:
         raise ValueError(f"the weight of {name} is offloaded; load the norms onto a device before patching")
-
-
-def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The causal language model inside PEFT's wrapper, or the model itself.
-
-    Raises:
-        ValueError: the family is not supported, the model has no language-model head, or PEFT puts virtual
-            tokens before the prompt, which the prediction token's states would miss.
-    """
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ValueError(
-            f"{model.active_peft_config.peft_type.value} of PEFT can't be combined with norm tuning"
-        )
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    model_type = getattr(getattr(inner, "config", None), "model_type", None)
-    if model_type not in FAMILIES or not hasattr(inner, "lm_head"):
-        what = f"{type(inner).__name__} (model type {model_type!r})"
-        raise ValueError(
-            f"{what} is not supported; supported are causal language models of: {', '.join(sorted(FAMILIES))}"
-        )
-    return inner
-
-
-def check_window(model: nn.Module, n_tokens: int) -> None:
-    """Refuse prompts that a sliding window would cut: here every token sees all before it.
-
-    Raises:
-        ValueError: the prompt is longer than the window.
-    """
-    config = causal_lm(model).config
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    if window is not None and slides and n_tokens > window:
-        raise ValueError(
-            f"a prompt of {n_tokens} tokens is longer than the model's sliding window of {window}; use "
-            "shorter texts or fewer demonstrations"
-        )
-
-
-def family_of(model: nn.Module) -> Family:
-    """The family's table entry."""
-    return FAMILIES[causal_lm(model).config.model_type]
 
 
 def active_norm(module: nn.Module) -> nn.Module:
@@ -191,15 +115,16 @@ def active_norm(module: nn.Module) -> nn.Module:
 
 def named_norms(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """(path below the decoder, role, norm) of every norm whose γ is trained."""
-    family, decoder = family_of(model), causal_lm(model).model
-    for i, layer in enumerate(decoder.layers):
-        for name in (family.before_attention, family.before_mlp):
-            yield f"layers.{i}.{name}", family.role(name), active_norm(getattr(layer, name))
+    family, lm = family_of(model), causal_lm(model)
+    for i, layer in enumerate(family.layers_of(lm)):
+        for name in family.roles:
+            yield f"{family.layers}.{i}.{name}", family.role(name), active_norm(getattr(layer, name))
+    decoder = family.decoder_of(lm)
     yield family.final, family.role(family.final), active_norm(getattr(decoder, family.final))
 
 
 def patch_model(model: nn.Module) -> PatchReport:
-    """Put `ofa_kernels.rms_norm` into a model, in place, and make its norm weights γ all that trains.
+    """Put `ofa_kernels`' norm into a model, in place, and make its norm weights γ all that trains.
 
     γ is held in float32 (float64 in a float64 model), also inside a bfloat16 model: near 1.0 bfloat16 can't
     hold an update of 1e-3. State-dict keys, hooks, generation with a cache and PEFT wrappers stay as they
@@ -215,7 +140,8 @@ def patch_model(model: nn.Module) -> PatchReport:
         ValueError: an unsupported family, an unknown or offloaded norm, or a model whose norms were wrapped
             or cast after patching.
     """
-    decoder = causal_lm(model).model
+    family = family_of(model)
+    decoder = family.decoder_of(causal_lm(model))
     found = list(named_norms(model))
     report = decoder.__dict__.get("_ofa_patch")
     if report is not None:
@@ -228,7 +154,7 @@ def patch_model(model: nn.Module) -> PatchReport:
         report._refresh(model)
         return report
     for name, _, module in found:
-        _check_replaceable(name, module, family_of(model).norm_class)
+        _check_replaceable(name, module, family)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     norms = []
@@ -236,7 +162,7 @@ def patch_model(model: nn.Module) -> PatchReport:
         weight = module.weight
         norms.append(PatchedNorm(name, role, module, type(module), weight))
         dtype = weight.dtype if weight.dtype in GAMMA_DTYPES else torch.float32
-        _become(module, RMSNorm)
+        _become(module, family.norm)
         module.weight = nn.Parameter(weight.detach().to(dtype, copy=True))
     decoder._ofa_patch = PatchReport(decoder, norms, flags)
     return decoder._ofa_patch

@@ -19,10 +19,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 import ofa_kernels
+from ofa.families import causal_lm
 from ofa.fewshot.table import Section
 from ofa.fewshot.tasks import Task
 from ofa.objective import OFAConfig
-from ofa.patch import causal_lm, patch_model
+from ofa.patch import patch_model
 from ofa.scoring import ROWS_PER_BATCH, max_tokens, pad
 from ofa.sharpness import sharpness
 from ofa.states import token_states

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ofa.families import causal_lm
 from ofa.fewshot.tasks import Task, count_truncated
-from ofa.patch import causal_lm
 from ofa.states import ActivationPatch, TokenStates, token_states
 
 # what a batch may hold: its keys and values, and a mask of rows × tokens²

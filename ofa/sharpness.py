@@ -5,48 +5,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 import ofa_kernels
+from ofa.attention_functions import ONE_QUERY
 from ofa.block import Probes, stacked_pass, why_not_stacked
-from ofa.patch import active_norm, causal_lm, family_of
+from ofa.families import causal_lm, decoder_layers, family_of
+from ofa.patch import active_norm
 from ofa.states import TokenStates, attention_implementation, cache_argument, token_states
 from ofa_kernels.hutchinson import TraceEstimate
-from ofa_kernels.reference import accumulation_dtype, preconditioner
-
-ONE_QUERY = "ofa_one_query"
-
-
-def one_query_attention(
-    module: nn.Module,
-    query: Tensor,  # [B, H, 1, head_dim]
-    key: Tensor,  # [B, H_kv, S, head_dim]
-    value: Tensor,  # [B, H_kv, S, head_dim]
-    attention_mask: Tensor,  # [B, S] bool
-    scaling: float,
-    **_,
-) -> tuple[Tensor, None]:
-    """Attention of one query, written out.
-
-    Fused SDPA has no forward mode, and PyTorch's forward-mode softmax can't be differentiated again.
-    """
-    n_rows, n_heads, _, head_dim = query.shape
-    grouped = query.reshape(n_rows, key.shape[1], n_heads // key.shape[1], head_dim)
-    scores = (grouped * scaling) @ key.transpose(-1, -2)  # [B, H_kv, group, S]
-    scores = scores.to(accumulation_dtype(scores))
-    scores = scores.masked_fill(~attention_mask[:, None, None, :], float("-inf"))
-    weights = (scores - scores.amax(-1, keepdim=True).detach()).exp()
-    weights = (weights / weights.sum(-1, keepdim=True)).to(value.dtype)
-    return (weights @ value).reshape(n_rows, n_heads, 1, head_dim).transpose(1, 2), None
-
-
-def _refuse_whole_model(*_, **__):
-    raise RuntimeError(f"{ONE_QUERY!r} attends from one token at a time; a model can't be run with it")
-
-
-AttentionInterface.register(ONE_QUERY, one_query_attention)
-# without a mask function of its own, a model configured so would ignore padding in silence
-AttentionMaskInterface.register(ONE_QUERY, _refuse_whole_model)
 
 
 class _EarlierTokens:
@@ -61,12 +27,12 @@ class _EarlierTokens:
 
 def token_map(model: nn.Module, states: TokenStates, t: int) -> Callable[[Tensor], Tensor]:
     """f_t(z) = layer_t(z) - z [B, D] of the prediction token, all earlier tokens held as they were."""
-    layer = causal_lm(model).model.layers[t]
+    layer = decoder_layers(model)[t]
     cache = {cache_argument(type(layer)): _EarlierTokens(states.keys[t], states.values[t])}
     mask = torch.nn.functional.pad(states.earlier, (0, 1), value=True)
 
     def f(z: Tensor) -> Tensor:
-        out = layer(z[:, None], attention_mask=mask, position_embeddings=states.rotary, **cache)
+        out = layer(z[:, None], attention_mask=mask, position_embeddings=states.rotary[t], **cache)
         return out[:, 0] - z
 
     return f
@@ -99,17 +65,17 @@ def layer_sharpness(
     Differentiable in γ, through Z_t, σ and the keys too: the oracle of the stacked form, and what serves
     families that have none.
     """
-    decoder, family = causal_lm(model).model, family_of(model)
+    family, layers = family_of(model), decoder_layers(model)
     estimates = []
     with attention_implementation(model, ONE_QUERY):
         for t in probes.layers:
             z = states.z[t]
-            norm = active_norm(getattr(decoder.layers[t], family.before_mlp))
+            norm = active_norm(getattr(layers[t], family.preconditioner))
             estimates.append(
                 ofa_kernels.hutchinson_trace(
                     token_map(model, states, t),
                     z,
-                    preconditioner(z, norm.weight, norm.variance_epsilon),
+                    family.preconditioner_at(norm, z),
                     probes.n_probes,
                     probes.seed,
                     method=method,

@@ -9,9 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ofa.ends import embed, project
+from ofa.attention_functions import SOFT_CAPPED
+from ofa.ends import Rotary, embed, project, rotary
+from ofa.families import causal_lm, check_attention, family_of
 from ofa.packing import check_batch
-from ofa.patch import causal_lm, check_window
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TokenStates:
         keys: per layer [B, H_kv, S, head_dim], rotated; empty unless recorded.
         values: per layer [B, H_kv, S, head_dim]; empty unless recorded.
         earlier: [B, S] bool, the positions before the prediction token that it may attend to.
-        rotary: (cos, sin), each [B, 1, head_dim], at the prediction token.
+        rotary: per layer its rotary embedding at the prediction token, a pair [B, 1, ...], or None.
         n_positions: where what continues the batch begins.
     """
 
@@ -33,7 +34,7 @@ class TokenStates:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     earlier: Tensor
-    rotary: tuple[Tensor, Tensor]
+    rotary: tuple[Rotary, ...]
     n_positions: int
 
     def keep(self, tokens: Sequence[int]) -> "TokenStates":
@@ -94,7 +95,8 @@ def cache_argument(layer_class: type) -> str:
 @contextmanager
 def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
     """Run the layers with another attention function; the configuration is restored in any case."""
-    config = causal_lm(model).model.config
+    lm = causal_lm(model)
+    config = family_of(lm).decoder_of(lm).config
     before = config._attn_implementation
     config._attn_implementation = name
     try:
@@ -118,8 +120,8 @@ def token_states(
 ) -> TokenStates:
     """Run the decoder once and read it at the prediction tokens; only their logits are computed.
 
-    Attention is PyTorch's `scaled_dot_product_attention`, whatever the model is configured for: the eager
-    form drops to float32 in a float64 model.
+    Attention is PyTorch's `scaled_dot_product_attention`, whatever the model is configured for (the eager
+    form drops to float32 in a float64 model), and written out where scores are capped.
 
     Args:
         model: a causal language model of a supported family, patched or not.
@@ -135,14 +137,14 @@ def token_states(
         ValueError: shapes don't fit, a row has no real token, or the family is not supported.
     """
     lm = causal_lm(model)
-    decoder = lm.model
+    layers = (family := family_of(lm)).layers_of(lm)
     input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
     check_batch(input_ids, mask)
     n_rows, n_tokens = input_ids.shape
     rows = torch.arange(n_rows, device=input_ids.device)
     last = last_real(mask)
     n_prefix, start = (0, 0) if prefix is None else (prefix.keys[0].shape[2], prefix.n_positions)
-    check_window(model, start + n_tokens)
+    check_attention(model, start + n_tokens)
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + start
 
     index = torch.arange(n_tokens, device=input_ids.device)
@@ -154,24 +156,27 @@ def token_states(
         attention_mask = torch.nn.functional.pad(visible, (n_prefix, 0), value=True)[:, None]
     earlier = torch.nn.functional.pad(mask & (index < last[:, None]), (n_prefix, 0), value=True)
 
-    hidden = embed(lm, input_ids)
-    rotary = decoder.rotary_emb(hidden, position_ids)
+    hidden = embed(lm, input_ids, position_ids)
+    turns = rotary(lm, hidden, position_ids)
     tap = _Tap(prefix, record)
-    tapped = {cache_argument(type(decoder.layers[0])): tap}
+    tapped = {cache_argument(type(layers[0])): tap}
     states = [hidden[rows, last]]
-    with attention_implementation(model, "sdpa"):
-        for i, layer in enumerate(decoder.layers):
+    capped = getattr(lm.config, "attn_logit_softcapping", None) is not None
+    with attention_implementation(model, SOFT_CAPPED if capped else "sdpa"):
+        for i, (layer, turn) in enumerate(zip(layers, turns, strict=True)):
             hidden = layer(
                 hidden,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                position_embeddings=rotary,
+                position_embeddings=turn,
                 **tapped,
             )
             if patch is not None and i == patch.layer:
                 hidden = hidden.index_put((rows, last - patch.from_end), patch.state)
             states.append(hidden[rows, last])
-    logits = project(lm, decoder.norm(states[-1]))
-    cos, sin = (part.expand(n_rows, -1, -1)[rows, last][:, None] for part in rotary)
+    logits = project(lm, getattr(family.decoder_of(lm), family.final)(states[-1]))
+    own = tuple(
+        turn and tuple(part.expand(n_rows, -1, -1)[rows, last][:, None] for part in turn) for turn in turns
+    )
     keys, values = tuple(tap.keys), tuple(tap.values)
-    return TokenStates(torch.stack(states), logits, keys, values, earlier, (cos, sin), start + n_tokens)
+    return TokenStates(torch.stack(states), logits, keys, values, earlier, own, start + n_tokens)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa.checkpoint import Checkpoint, digest
+from ofa.families import causal_lm
 from ofa.fewshot.tasks import Task, count_truncated
 from ofa.objective import OFAConfig, objective
-from ofa.patch import causal_lm, patch_model
+from ofa.patch import patch_model
 from ofa.scoring import max_tokens, pad
 from ofa.training import FitResult, train
 
@@ -23,7 +24,8 @@ ACTIVATION_BYTES = 4 * 2**30
 def _bytes_per_token(model: nn.Module) -> int:
     """Roughly what one token's saved activations take: six rows of the state and three of the MLP a layer."""
     config = causal_lm(model).config
-    row = 6 * config.hidden_size + 3 * config.intermediate_size
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    row = 6 * config.hidden_size + 3 * (inner or 4 * config.hidden_size)
     return config.num_hidden_layers * row * causal_lm(model).dtype.itemsize
 
 

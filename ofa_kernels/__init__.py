@@ -2,7 +2,7 @@
 
 from ofa_kernels.dispatch import backend_report
 from ofa_kernels.hutchinson import hutchinson_trace
-from ofa_kernels.norms import add_rms_norm, rms_norm, rms_norm_jvp
+from ofa_kernels.norms import add_rms_norm, layer_norm, rms_norm, rms_norm_jvp
 from ofa_kernels.probes import preconditioned_probes, probe_dot, rademacher
 from ofa_kernels.steps import step_ratio
 
@@ -10,6 +10,7 @@ __all__ = [
     "add_rms_norm",
     "backend_report",
     "hutchinson_trace",
+    "layer_norm",
     "preconditioned_probes",
     "probe_dot",
     "rademacher",

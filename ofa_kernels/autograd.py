@@ -9,6 +9,7 @@ or `triton.launch`), chosen once, in the forward pass.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ofa_kernels import reference
@@ -106,6 +107,25 @@ class AddRMSNorm(Operator):
             return reference.add_rms_norm(x, residual, weight, eps, offset, rounding)
 
         return torch.func.vmap(norm, in_dims=in_dims[:3])(x, residual, weight), (0, 0)
+
+
+class LayerNorm(Composed):
+    """(x, w, b) -> y by PyTorch's kernel, whose own tangent is silently not differentiable."""
+
+    n_tensors = 3
+
+    @staticmethod
+    def formula(options):
+        return lambda *tensors: reference.layer_norm(*tensors, *options)
+
+    @staticmethod
+    def forward(x, weight, bias, eps):
+        parameters = [t for t in (weight, bias) if t is not None]
+        dtype = x.dtype
+        if any(t.dtype != dtype for t in parameters):  # PyTorch's kernel takes one type
+            dtype = reference.accumulation_dtype(x)
+        y = F.layer_norm(x.to(dtype), weight.shape, *(t.to(dtype) for t in parameters), eps=eps)
+        return y.to(x.dtype)
 
 
 def _backward(ctx, x, weight, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, Tensor | None]:

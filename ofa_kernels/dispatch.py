@@ -14,7 +14,7 @@ from ofa_kernels import native
 ENVIRONMENT_VARIABLE = "OFA_BACKEND"
 BACKENDS = ("triton", "native", "reference")
 OPERATORS = ("rms_norm", "add_rms_norm", "rademacher", "preconditioned_probes", "probe_dot", "step_ratio")
-COMPOSED = ("hutchinson_trace",)
+COMPOSED = ("hutchinson_trace", "layer_norm")
 KERNEL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ofa_kernels import reference
-from ofa_kernels.autograd import AddRMSNorm, RMSNorm, RMSNormJvp
+from ofa_kernels.autograd import AddRMSNorm, LayerNorm, RMSNorm, RMSNormJvp
 from ofa_kernels.composed import plain_call
 from ofa_kernels.dispatch import kernels_for
 
@@ -105,6 +105,37 @@ def add_rms_norm(
     if _differentiated(x, residual, weight):
         return AddRMSNorm.apply(x, residual, weight, kernels, eps, offset, rounding)
     return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Layer norm over the last dimension: y = weight (x - mean) / sqrt(var + eps) + bias.
+
+    Ba, Kiros & Hinton 2016, equation 4. Value and reverse mode are PyTorch's `layer_norm`, to the bit; under
+    forward AD and the transforms of `torch.func` every derivative is composed from the formula, so that all
+    orders are right. PyTorch's own tangent can't be differentiated: a gradient or a tangent of its jvp is
+    wrong in silence (torch 2.13).
+
+    Args:
+        x: [..., N], float64, float32, bfloat16 or float16; any strides.
+        weight: [N], of any of these types, on x's device.
+        bias: [N], likewise; None for none.
+        eps: added to the variance.
+
+    Returns:
+        [..., N] in x's type, rounded once.
+
+    Raises:
+        ValueError: shapes or devices don't fit.
+        TypeError: x, weight or bias is not floating point.
+    """
+    _check("layer_norm", x, weight, "hf")
+    if bias is not None:
+        _check("layer_norm", x, bias, "hf")
+    if torch.compiler.is_compiling():
+        return reference.layer_norm(x, weight, bias, eps)
+    if plain_call():
+        return LayerNorm.forward(x, weight, bias, eps)
+    return LayerNorm.apply(x, weight, bias, eps)
 
 
 def rms_norm_jvp(x: Tensor, weight: Tensor, x_dot: Tensor, eps: float = 1e-6, offset: float = 0.0) -> Tensor:

@@ -72,6 +72,14 @@ def add_rms_norm(
     return rms_norm(s, weight, eps, offset, rounding), s
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """y = w x̂ + b, x̂ of x - mean(x) (Ba, Kiros & Hinton 2016); rounded once, at the end."""
+    centred = x.to(accumulation_dtype(x))
+    centred = centred - _mean(centred)
+    x_hat, _ = _normalise(centred, eps)
+    return (weight.to(x_hat.dtype) * x_hat + _to_acc(bias, x_hat)).to(x.dtype)
+
+
 def rms_norm_backward(
     x: Tensor, weight: Tensor, dy: Tensor, eps: float, offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification, OPTConfig, OPTForCausalLM
 
 import ofa
 import ofa_kernels
@@ -151,9 +151,9 @@ def test_wrapping_after_patching_is_refused():
 
 
 def test_unsupported_models_are_named():
-    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11))
-    with pytest.raises(ValueError, match=r"GPT2LMHeadModel .*'gpt2'.* supported are .*: granite, llama"):
-        ofa.patch_model(gpt2)
+    opt = OPTForCausalLM(OPTConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(ValueError, match=r"OPTForCausalLM .*'opt'.* supported are .*: gemma2, gemma3_text"):
+        ofa.patch_model(opt)
     headless = LlamaForSequenceClassification(build_llama().config)
     with pytest.raises(ValueError, match="LlamaForSequenceClassification"):
         ofa.patch_model(headless)

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 import ofa
-from ofa.ends import embed
-from ofa.sharpness import ONE_QUERY, token_map
+from ofa.attention_functions import ONE_QUERY
+from ofa.ends import embed, rotary
+from ofa.families import decoder_layers
+from ofa.sharpness import token_map
 from ofa.states import attention_implementation, token_states
 from ofa_kernels.reference import jacobian_trace, preconditioner
 from tests.ofa.conftest import build_llama, make_batch, one_row
@@ -11,25 +13,31 @@ from tests.ofa.conftest import build_llama, make_batch, one_row
 N_LAYERS = 3
 
 
-def brute_force(model, row) -> torch.Tensor:
+def brute_force(model, row, norm="post_attention_layernorm") -> torch.Tensor:
     """-tr(J_f P) [layers] from the Jacobian of the whole sequence's layer map, its last-token block."""
-    decoder, ids = model.model, row["input_ids"]
+    ids = row["input_ids"]
     positions = torch.arange(ids.shape[1])[None]
-    hidden = embed(model, ids)
-    rotary = decoder.rotary_emb(hidden, positions)
+    hidden = embed(model, ids, positions)
     traces = []
-    for layer in decoder.layers:
+    for layer, turn in zip(decoder_layers(model), rotary(model, hidden, positions), strict=True):
 
-        def f(z, layer=layer):
-            return layer(z[None], attention_mask=None, position_embeddings=rotary)[0] - z
+        def f(z, layer=layer, turn=turn):
+            return layer(z[None], attention_mask=None, position_embeddings=turn)[0] - z
 
         z = hidden[0].detach()
         jacobian = torch.autograd.functional.jacobian(f, z)[-1, :, -1, :]  # [D, D]
-        norm = layer.post_attention_layernorm
-        p = norm.weight / (z[-1].pow(2).mean() + norm.variance_epsilon).sqrt()
-        traces.append(-(jacobian.diagonal() * p).sum())
-        hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
+        traces.append(-(jacobian.diagonal() * preconditioner_of(getattr(layer, norm), z[-1])).sum())
+        hidden = layer(hidden, attention_mask=None, position_embeddings=turn)
     return torch.stack(traces).detach()
+
+
+def preconditioner_of(norm, z):
+    """γ / σ(z), by the kind of the norm."""
+    if isinstance(norm, torch.nn.LayerNorm):
+        return norm.weight / (z.var(correction=0) + norm.eps).sqrt()
+    eps = norm.eps if "Gemma" in type(norm).__name__ else norm.variance_epsilon
+    gamma = 1 + norm.weight if "Gemma" in type(norm).__name__ else norm.weight
+    return gamma / (z.pow(2).mean() + eps).sqrt()
 
 
 @pytest.fixture
@@ -140,5 +148,5 @@ def test_bfloat16_stays_near_float32():
 
 def test_the_one_query_attention_serves_no_whole_model(patched):
     patched.config._attn_implementation = ONE_QUERY
-    with pytest.raises(RuntimeError, match="one token at a time"):
+    with pytest.raises(RuntimeError, match="serve its own passes"):
         patched(input_ids=torch.tensor([[1, 2, 3]]), attention_mask=torch.tensor([[0, 1, 1]]))

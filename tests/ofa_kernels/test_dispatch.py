@@ -88,7 +88,7 @@ def test_report_has_a_row_per_operator_and_backend(backend):
     kernels = {
         (operator, name) for operator in dispatch.OPERATORS for name in ("triton", "native", "reference")
     }
-    composed = {("hutchinson_trace", "PyTorch")}
+    composed = {(operator, "PyTorch") for operator in ("hutchinson_trace", "layer_norm")}
     assert {row[:2] for row in report.rows} == kernels | composed
     states = {row[:2]: row[2] for row in report.rows}
     other = {"triton": "reference", "native": "reference", "reference": "triton"}[backend]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ofa.families import causal_lm, decoder_layers, family_of
 from ofa.fewshot.methods.base import Fitted, Setting
 from ofa.fewshot.methods.peft_training import frozen, train_on_shots
-from ofa.patch import causal_lm
 from ofa.scoring import max_tokens, pad
 from ofa.states import token_states
 from ofa.training import Schedule
@@ -27,8 +27,9 @@ Change = Callable[[int, int, Tensor], Tensor]
 def outputs_changed(model: nn.Module, change: Change) -> Iterator[None]:
     """Pass the output of every attention and MLP through `change`."""
     with ExitStack() as stack:
-        for i, layer in enumerate(causal_lm(model).model.layers):
-            attention = layer.self_attn.register_forward_hook(
+        family = family_of(model)
+        for i, layer in enumerate(decoder_layers(model)):
+            attention = getattr(layer, family.attention).register_forward_hook(
                 lambda _, __, output, i=i: (change(i, 0, output[0]), *output[1:])
             )
             mlp = layer.mlp.register_forward_hook(lambda _, __, output, i=i: change(i, 1, output))
@@ -52,7 +53,7 @@ def context_vectors(setting: Setting) -> Tensor:
     task.check_labels(setting.shots)
     lm = causal_lm(model)
     weight = lm.lm_head.weight
-    found = weight.new_empty(len(setting.shots), len(lm.model.layers), 2, weight.shape[1])
+    found = weight.new_empty(len(setting.shots), len(decoder_layers(lm)), 2, weight.shape[1])
     for shot, rows in zip(setting.shots, found, strict=True):
 
         def read(layer: int, part: int, output: Tensor, rows=rows) -> Tensor:

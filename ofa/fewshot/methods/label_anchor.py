@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import torch
 
+from ofa.families import causal_lm
 from ofa.fewshot.methods.base import Fitted, Setting
 from ofa.fewshot.tasks import FIELD
-from ofa.patch import causal_lm
 from ofa.scoring import pad, score
 from ofa.states import token_states
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 
+from ofa.families import causal_lm
 from ofa.fewshot.methods.base import Fitted, Setting
 from ofa.fewshot.tasks import count_truncated
-from ofa.patch import causal_lm
 from ofa.scoring import max_tokens, pad
 from ofa.states import token_states
 from ofa.training import Schedule, train

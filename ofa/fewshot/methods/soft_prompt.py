@@ -9,9 +9,9 @@ from peft import PromptEmbedding, PromptTuningConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ofa.families import causal_lm, family_of
 from ofa.fewshot.methods.base import Fitted, Setting
 from ofa.fewshot.methods.peft_training import frozen, seeded, train_on_shots
-from ofa.patch import causal_lm
 from ofa.training import Schedule
 
 
@@ -55,8 +55,9 @@ class SoftPrompt:
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:
         """Train the virtual token; on leaving it is gone."""
-        decoder = causal_lm(setting.model).model
-        words = decoder.embed_tokens
+        lm, family = causal_lm(setting.model), family_of(setting.model)
+        decoder = family.decoder_of(lm)
+        words = getattr(decoder, family.embedding)
         config = PromptTuningConfig(
             num_virtual_tokens=1, token_dim=words.embedding_dim, num_transformer_submodules=1
         )
@@ -65,10 +66,10 @@ class SoftPrompt:
         virtual = prompt.embedding.weight
         extended = replace(setting, tokenizer=_Tokenizer(setting.tokenizer, words.num_embeddings))
         with frozen(setting.model):
-            decoder.embed_tokens = _Embedding(words, virtual)
+            setattr(decoder, family.embedding, _Embedding(words, virtual))
             try:
                 schedule = Schedule(lr=0.1, weight_decay=1e-3, epochs=50, batch_size=4)
                 n_steps = train_on_shots(extended, [virtual], schedule)
                 yield Fitted(extended.scorer(), virtual.numel(), n_steps)
             finally:
-                decoder.embed_tokens = words
+                setattr(decoder, family.embedding, words)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ofa.families import causal_lm
 from ofa.fewshot.methods.base import Fitted, Setting
-from ofa.patch import causal_lm
 from ofa.scoring import max_tokens, pad, score
 from ofa.states import ActivationPatch, token_states
 from ofa.training import progress_bar
