@@ -8,6 +8,7 @@ from ofa.fewshot.tasks import Task
 from ofa.hf_trainer import OFATrainer, features
 from ofa.objective import OFAConfig, objective
 from ofa.patch import patch_model
+from ofa.sharding import shard_layers
 from ofa.sharpness import sharpness
 from ofa.trainer import fit
 
@@ -25,5 +26,6 @@ __all__ = [
     "objective",
     "patch_model",
     "save_adapter",
+    "shard_layers",
     "sharpness",
 ]

@@ -20,6 +20,7 @@ from ofa.ends import embed, project, rotary
 from ofa.families import causal_lm, check_attention, family_of
 from ofa.packing import Packing
 from ofa.patch import active_norm
+from ofa.sharding import gathered
 from ofa_kernels.reference import accumulation_dtype
 
 # families whose layers do what `block` does
@@ -299,10 +300,11 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
         rides = probes is not None and index in probes.layers
         rows, riding = (probed, probes) if rides else (plain, None)
         arguments = (layer, norms, x, rows, index == n_layers - 1, riding, index)
-        if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
-            x, product = checkpoint(block, *arguments, use_reentrant=False)
-        else:
-            x, product = block(*arguments)
+        with gathered(layer):
+            if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
+                x, product = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x, product = block(*arguments)
         states.append(x[: packing.n_examples])
         if product is not None:
             products.append(product)

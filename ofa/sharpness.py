@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 import ofa_kernels
 from ofa.attention_functions import ONE_QUERY
@@ -66,6 +67,11 @@ def layer_sharpness(
     families that have none.
     """
     family, layers = family_of(model), decoder_layers(model)
+    if isinstance(layers[0], FSDPModule):
+        raise ValueError(
+            f"the layers are sharded, and only stacked tangents can be probed so: {why_not_stacked(model)}; "
+            "set lambda_sharp=0, or do not shard"
+        )
     estimates = []
     with attention_implementation(model, ONE_QUERY):
         for t in probes.layers:

@@ -20,14 +20,14 @@ def rows(tokenizer, task, shots):
     return features(tokenizer, task, Dataset.from_list(shots), 64)
 
 
-def trainer(rows, folder, dtype=torch.float32, **options):
+def trainer(rows, folder, dtype=torch.float32, model=None, **options):
     settings = {
         "output_dir": str(folder), "num_train_epochs": 6, "per_device_train_batch_size": 2,
         "learning_rate": 1e-2, "logging_steps": 3, "report_to": [], "use_cpu": True,
         "disable_tqdm": True, "save_strategy": "no",
     }  # fmt: skip
     args = TrainingArguments(**{**settings, **options})
-    return OFATrainer(build_llama(dtype), args, CONFIG, train_dataset=rows, eval_dataset=rows)
+    return OFATrainer(model or build_llama(dtype), args, CONFIG, train_dataset=rows, eval_dataset=rows)
 
 
 def gammas(trainer):
