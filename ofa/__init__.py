@@ -6,6 +6,7 @@ from ofa.classifier import FewShotClassifier, load
 from ofa.export import export_merged
 from ofa.fewshot.tasks import Task
 from ofa.hf_trainer import OFATrainer, features
+from ofa.lm_eval import lm_eval_task
 from ofa.objective import OFAConfig, objective
 from ofa.patch import patch_model
 from ofa.sharding import shard_layers
@@ -20,6 +21,7 @@ __all__ = [
     "export_merged",
     "features",
     "fit",
+    "lm_eval_task",
     "load",
     "load_adapter",
     "models",
