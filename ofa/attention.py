@@ -44,21 +44,29 @@ class Tangents:
     v: Tensor
 
 
-def causal(q: Tensor, memory: KeyValues, scaling: float) -> Tensor:
-    """Attention of left-aligned queries [B, S, H, head_dim]."""
+def _capped(scores: Tensor, cap: float | None) -> Tensor:
+    return scores if cap is None else cap * (scores / cap).tanh()
+
+
+def causal(q: Tensor, memory: KeyValues, scaling: float, cap: float | None = None) -> Tensor:
+    """Attention of left-aligned queries [B, S, H, head_dim]; scores may be capped, cap · tanh(· / cap)."""
     n_rows, n_tokens, n_heads, head_dim = q.shape
     n_kv = memory.k.shape[2]
-    if q.device.type != "cpu" or n_tokens > WRITTEN_OUT_TOKENS:
+    if cap is None and (q.device.type != "cpu" or n_tokens > WRITTEN_OUT_TOKENS):
         q, k, v = (t.transpose(1, 2) for t in (q, memory.k, memory.v))
         out = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, enable_gqa=n_heads != n_kv
         )
         return out.transpose(1, 2)
     dtype = accumulation_dtype(q)
-    hidden = torch.ones(n_tokens, n_tokens, dtype=torch.bool).triu(1)
-    bias = torch.zeros(n_tokens, n_tokens, dtype=dtype).masked_fill(hidden, float("-inf"))
+    hidden = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=q.device).triu(1)
     grouped = q.transpose(1, 2).to(dtype).reshape(n_rows * n_kv, -1, head_dim)  # [B H_kv, group S, head_dim]
-    scores = torch.baddbmm(bias.repeat(n_heads // n_kv, 1), grouped, memory.keys, alpha=scaling)
+    if cap is None:
+        bias = torch.zeros(n_tokens, n_tokens, dtype=dtype).masked_fill(hidden, float("-inf"))
+        scores = torch.baddbmm(bias.repeat(n_heads // n_kv, 1), grouped, memory.keys, alpha=scaling)
+    else:
+        scores = _capped(scaling * grouped @ memory.keys, cap)
+        scores = scores.masked_fill(hidden.repeat(n_heads // n_kv, 1), float("-inf"))
     out = scores.softmax(-1) @ memory.values
     return out.view(n_rows, n_heads, n_tokens, head_dim).transpose(1, 2).to(q.dtype)
 
@@ -69,12 +77,14 @@ def one_query(
     real: Tensor,  # [B, S] bool; the query's own key is the last real one
     scaling: float,
     dots: Tangents | None,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of the prediction tokens [B, H, head_dim], and its tangents [N, B, H, head_dim]."""
     dtype, n_kv, head_dim = accumulation_dtype(q), memory.k.shape[2], q.shape[-1]
     grouped = scaling * q.to(dtype).reshape(len(q) * n_kv, -1, head_dim)  # [B H_kv, group, head_dim]
     hidden = ~real.repeat_interleave(n_kv, 0)[:, None]  # [B H_kv, 1, S]
-    p = (grouped @ memory.keys).masked_fill(hidden, float("-inf")).softmax(-1)  # [B H_kv, group, S]
+    scores = _capped(grouped @ memory.keys, cap)  # [B H_kv, group, S]
+    p = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     out = (p @ memory.values).reshape(q.shape).to(q.dtype)
     if dots is None:
         return out, None
@@ -87,6 +97,8 @@ def one_query(
     own_dot = (k_dot @ grouped.transpose(1, 2)).flatten(1)[..., None]  # q · k̇, [B H_kv, N group, 1]
     scores_dot = q_dot.flatten(1, 2) @ memory.keys  # [B H_kv, N group, S]
     scores_dot = scores_dot.scatter_add(-1, own.expand_as(own_dot), own_dot).unflatten(1, (n_probes, group))
+    if cap is not None:
+        scores_dot = (1 - (scores / cap) ** 2)[:, None] * scores_dot
     weighted = p[:, None] * scores_dot  # [B H_kv, N, group, S]
     p_dot = weighted - p[:, None] * weighted.sum(-1, keepdim=True)
     p_own = p.gather(-1, own.expand(-1, group, 1))  # [B H_kv, group, 1]

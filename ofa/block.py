@@ -5,8 +5,9 @@ layer each linear runs once on [clean rows; tangent rows]; the clean prediction 
 tangents, and what lies between the linears is differentiated by hand.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +17,16 @@ from transformers.activations import ACT2FN
 
 import ofa_kernels
 from ofa.attention import KeyValues, Tangents, causal, one_query
-from ofa.ends import embed, project, rotary
-from ofa.families import causal_lm, check_attention, family_of
+from ofa.ends import attention_cap, embed, project, rotary
+from ofa.families import Family, causal_lm, check_attention, family_of
+from ofa.norm import RMSNormFunction
 from ofa.packing import Packing
 from ofa.patch import active_norm
 from ofa.sharding import gathered
 from ofa_kernels.reference import accumulation_dtype
 
 # families whose layers do what `block` does
-STACKED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite")
+STACKED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma2", "gemma3_text", "olmo2")
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
@@ -43,6 +45,31 @@ class Probes:
     n_probes: int
     seed: int
     example_ids: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Norms:
+    """A layer's norms where they stand; what a family lacks is None.
+
+    Attributes:
+        p: the one of them whose γ is P's.
+        of_heads: how to read the norms of queries and keys.
+    """
+
+    before_attention: RMSNormFunction | None
+    after_attention: RMSNormFunction | None
+    before_mlp: RMSNormFunction | None
+    after_mlp: RMSNormFunction | None
+    p: RMSNormFunction
+    of_heads: Callable[[nn.Module], RMSNormFunction]
+
+    @classmethod
+    def of(cls, layer: nn.Module, family: Family) -> "Norms":
+        """The norms of a layer."""
+        found = {name: family.function_of(active_norm(getattr(layer, name))) for name in family.roles}
+        at = {family.roles[name]: norm for name, norm in found.items()}
+        places = "before attention", "after attention", "before the MLP", "after the MLP"
+        return cls(*map(at.get, places), found[family.preconditioner], family.function_of)
 
 
 @dataclass(frozen=True)
@@ -137,18 +164,20 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
-def _head_norm(norm: nn.Module, x: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
-    """Qwen 3's norm of every head of x [rows, heads, head_dim], and its tangents."""
-    clean, dots = x.split((sizes[0] + sizes[1], sizes[2]))
-    normed = ofa_kernels.rms_norm(clean, norm.weight, norm.variance_epsilon)
-    if not n_probes:
-        return normed
-    dots = dots.unflatten(0, (n_probes, -1))
-    dots = ofa_kernels.rms_norm_jvp(clean[: sizes[0]], norm.weight, dots, norm.variance_epsilon)
-    return torch.cat([normed, dots.flatten(0, 1)])
+def _head_norm(norm: RMSNormFunction, x: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
+    """The norm of x [rows, heads, head_dim] and its tangents: of every head, or in OLMo 2 of all together."""
+    of_all = norm.weight.shape[0] != x.shape[-1]
+    clean, dots = (x.flatten(1) if of_all else x).split((sizes[0] + sizes[1], sizes[2]))
+    normed = norm(clean)
+    if n_probes:
+        dots = norm.jvp(clean[: sizes[0]], dots.unflatten(0, (n_probes, -1)))
+        normed = torch.cat([normed, dots.flatten(0, 1)])
+    return normed.reshape(x.shape)
 
 
-def _attention(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> Tensor:
+def _attention(
+    attention: nn.Module, rows: Tensor, at: Rows, final: bool, norms: Norms, cap: float | None
+) -> Tensor:
     """[clean; tangent rows] -> the same; of the clean rows only the prediction tokens' if final."""
     packing, heads = at.packing, (-1, attention.head_dim)
     queries, n_queries, cos, sin = rows, at.n_clean, at.cos, at.sin
@@ -161,8 +190,9 @@ def _attention(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> Ten
     v = _linear(attention.v_proj, rows, at.n_clean).unflatten(-1, heads)
     if hasattr(attention, "q_norm"):
         own, others, tangents = at.sizes
-        q = _head_norm(attention.q_norm, q, (own, 0 if final else others, tangents), at.n_probes)
-        k = _head_norm(attention.k_norm, k, at.sizes, at.n_probes)
+        sizes = own, 0 if final else others, tangents
+        q = _head_norm(norms.of_heads(attention.q_norm), q, sizes, at.n_probes)
+        k = _head_norm(norms.of_heads(attention.k_norm), k, at.sizes, at.n_probes)
     if getattr(attention, "use_rope", True):  # SmolLM 3 leaves it out in some layers
         q, k = _rotate(q, cos, sin), _rotate(k, at.cos, at.sin)
     keys, _, k_dot = packing.unpack(k)
@@ -177,12 +207,12 @@ def _attention(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> Ten
         by_probe = (at.n_probes, packing.n_examples)
         dots = Tangents(*(t.unflatten(0, by_probe) for t in (q_dot, k_dot, v_dot)))
     if final or dots is not None:
-        out, out_dot = one_query(q_own, memory, packing.real, attention.scaling, dots)
+        out, out_dot = one_query(q_own, memory, packing.real, attention.scaling, dots, cap)
     out_dot = q_dot if out_dot is None else out_dot.flatten(0, 1)  # no rows where there are no tangents
     if final:
         mixed = torch.cat([out, out_dot])
     else:
-        mixed = packing.pack(causal(padded, memory, attention.scaling), out_dot)
+        mixed = packing.pack(causal(padded, memory, attention.scaling, cap), out_dot)
     return _linear(attention.o_proj, mixed.flatten(1), n_queries)
 
 
@@ -213,9 +243,30 @@ def _scaled(rows: Tensor, scale: float) -> Tensor:
     return rows if scale == 1 else scale * rows
 
 
+def _stack(rows: Tensor, dot: Tensor | None) -> Tensor:
+    """Clean rows, followed by tangents [N, B, D] if there are any."""
+    return rows if dot is None else torch.cat([rows, dot.flatten(0, 1)])
+
+
+def _unstack(rows: Tensor, sizes: tuple[int, int, int], n_probes: int) -> tuple[Tensor, Tensor | None]:
+    """The inverse of `_stack`."""
+    if not n_probes:
+        return rows, None
+    clean, dot = rows.split((sizes[0] + sizes[1], sizes[2]))
+    return clean, dot.unflatten(0, (n_probes, sizes[0]))
+
+
+def _normed(norm: RMSNormFunction | None, rows: Tensor, dot: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The norm of clean rows and of the tangents [N, B, D] of the first B, where there is a norm."""
+    if norm is None:
+        return rows, dot
+    return norm(rows), None if dot is None else norm.jvp(rows[: dot.shape[1]], dot)
+
+
 def block(
     layer: nn.Module,
-    norms: tuple[nn.Module, nn.Module],
+    norms: Norms,
+    cap: float | None,
     x: Tensor,
     at: Rows,
     final: bool,
@@ -226,7 +277,8 @@ def block(
 
     Args:
         layer: the layer.
-        norms: those before attention and before the MLP; the second's γ is P's.
+        norms: its norms.
+        cap: of the attention scores; None for none.
         x: [R, D], the packed rows.
         at: what the rows are.
         final: nothing but the prediction tokens' output is needed.
@@ -236,37 +288,32 @@ def block(
     Returns:
         The output rows ([B, D] for the final layer) and νᵀ J_f P ν [n_probes, B], None without probes.
     """
-    n_examples, (first, second) = at.packing.n_examples, norms
-    by_probe = (at.n_probes, n_examples)
+    n_examples = at.packing.n_examples
     scale = getattr(layer, "residual_multiplier", 1)  # Granite's
-    rows = ofa_kernels.rms_norm(x, first.weight, first.variance_epsilon)
-    own = x[:n_examples]
+    own, direction = x[:n_examples], None
     if probes is not None:
         direction = ofa_kernels.preconditioned_probes(
-            own, second.weight, second.variance_epsilon, probes.seed, probes.n_probes,
+            own, norms.p.weight, norms.p.eps, probes.seed, probes.n_probes, norms.p.offset,
             example_ids=probes.example_ids, layer=index,
         )  # fmt: skip
-        dot = ofa_kernels.rms_norm_jvp(own, first.weight, direction, first.variance_epsilon)
-        rows = torch.cat([rows, dot.flatten(0, 1)])
-    attended = _scaled(_attention(layer.self_attn, rows, at, final), scale)
+    rows, dot = _normed(norms.before_attention, x, direction)
+    attended = _scaled(_attention(layer.self_attn, _stack(rows, dot), at, final, norms, cap), scale)
     sizes = (n_examples, 0, at.sizes[2]) if final else at.sizes
-    n_clean = sizes[0] + sizes[1]
-    attended, attended_dot = attended.split((n_clean, sizes[2]))
-    rows, middle = ofa_kernels.add_rms_norm(
-        attended, own if final else x, second.weight, second.variance_epsilon
-    )
+    attended, attended_dot = _normed(norms.after_attention, *_unstack(attended, sizes, at.n_probes))
+    x = own if final else x
+    if norms.before_mlp is None:
+        rows = middle = attended + x
+    else:
+        rows, middle = norms.before_mlp.of_sum(attended, x)
     if probes is not None:
-        attended_dot = attended_dot.unflatten(0, by_probe)
-        dot = ofa_kernels.rms_norm_jvp(
-            middle[:n_examples], second.weight, direction + attended_dot, second.variance_epsilon
-        )
-        rows = torch.cat([rows, dot.flatten(0, 1)])
-    out = _scaled(_mlp(layer.mlp, rows, sizes, at.n_probes), scale)
-    out, out_dot = out.split((n_clean, sizes[2]))
+        dot = direction + attended_dot
+        if norms.before_mlp is not None:
+            dot = norms.before_mlp.jvp(middle[:n_examples], dot)
+    out = _scaled(_mlp(layer.mlp, _stack(rows, dot), sizes, at.n_probes), scale)
+    out, out_dot = _normed(norms.after_mlp, *_unstack(out, sizes, at.n_probes))
     products = None
     if probes is not None:
-        change = attended_dot + out_dot.unflatten(0, by_probe)
-        products = ofa_kernels.probe_dot(change, probes.seed, probes.example_ids, index)
+        products = ofa_kernels.probe_dot(attended_dot + out_dot, probes.seed, probes.example_ids, index)
     return middle + out, products
 
 
@@ -285,21 +332,18 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
         ValueError: shapes don't fit, a row has no real token, or a prompt is longer than the sliding window.
     """
     lm, family = causal_lm(model), family_of(model)
-    decoder = lm.model
+    layers, cap = family.layers_of(lm), attention_cap(lm)
     packing = Packing.of(batch["input_ids"], batch["attention_mask"])
     check_attention(model, packing.real.shape[1])
     x = embed(lm, packing.input_ids, packing.positions)
-    cos, sin = (part[0, :, None] for part in rotary(lm, x, packing.positions[None])[0])
-    plain = probed = Rows.of(packing, 0, cos, sin)
-    if probes is not None:
-        probed = Rows.of(packing, probes.n_probes, cos, sin)
     states, products = [x[: packing.n_examples]], []
-    n_layers = len(decoder.layers)
-    for index, layer in enumerate(decoder.layers):
-        norms = tuple(active_norm(getattr(layer, name)) for name in family.roles)
-        rides = probes is not None and index in probes.layers
-        rows, riding = (probed, probes) if rides else (plain, None)
-        arguments = (layer, norms, x, rows, index == n_layers - 1, riding, index)
+    turns = rotary(lm, x, packing.positions[None])
+    rows_of = cache(lambda n_probes, cos, sin: Rows.of(packing, n_probes, cos[0, :, None], sin[0, :, None]))
+    for index, (layer, turn) in enumerate(zip(layers, turns, strict=True)):
+        riding = probes if probes is not None and index in probes.layers else None
+        rows = rows_of(0 if riding is None else riding.n_probes, *turn)
+        last = index == len(layers) - 1
+        arguments = (layer, Norms.of(layer, family), cap, x, rows, last, riding, index)
         with gathered(layer):
             if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
                 x, product = checkpoint(block, *arguments, use_reentrant=False)
@@ -308,6 +352,7 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
         states.append(x[: packing.n_examples])
         if product is not None:
             products.append(product)
-    final = active_norm(decoder.norm)
-    logits = project(lm, ofa_kernels.rms_norm(x, final.weight, final.variance_epsilon))
-    return StackedPass(torch.stack(states), logits, torch.stack(products) if products else None)
+    final = family.function_of(active_norm(getattr(family.decoder_of(lm), family.final)))
+    return StackedPass(
+        torch.stack(states), project(lm, final(x)), torch.stack(products) if products else None
+    )

@@ -1,4 +1,4 @@
-"""The two ends of a model: from token ids to Z_0 and the layers' rotary embeddings, from Z_T to logits."""
+"""What a model does around its layers: from token ids to Z_0, rotary embeddings, from Z_T to logits."""
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -29,6 +29,11 @@ def rotary(lm: PreTrainedModel, embedded: Tensor, positions: Tensor) -> list[Rot
     types = lm.config.layer_types  # sliding layers turn faster than the others
     by_type = {name: decoder.rotary_emb(embedded, positions, name) for name in set(types)}
     return [by_type[name] for name in types]
+
+
+def attention_cap(lm: PreTrainedModel) -> float | None:
+    """What caps attention scores; Gemma 3 has the setting and makes no use of it."""
+    return lm.config.attn_logit_softcapping if lm.config.model_type == "gemma2" else None
 
 
 def project(lm: PreTrainedModel, normed: Tensor) -> Tensor:

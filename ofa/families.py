@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ofa.norm import GemmaRMSNorm, LayerNorm, Olmo2RMSNorm, RMSNorm, epsilon
+from ofa.norm import GemmaRMSNorm, LayerNorm, Olmo2RMSNorm, RMSNorm, RMSNormFunction, epsilon
 from ofa_kernels.reference import preconditioner
 
 LLAMA = {"input_layernorm": "before attention", "post_attention_layernorm": "before the MLP"}
@@ -64,6 +64,10 @@ class Family:
     def layers_of(self, lm: PreTrainedModel) -> nn.ModuleList:
         """The blocks of a language model."""
         return getattr(self.decoder_of(lm), self.layers)
+
+    def function_of(self, norm: nn.Module) -> RMSNormFunction:
+        """What one of the family's norms computes, also those of queries and keys."""
+        return RMSNormFunction(norm.weight, epsilon(norm), self.norm.offset, self.norm.rounding)
 
     def preconditioner_at(self, norm: nn.Module, z: Tensor) -> Tensor:
         """P = γ / σ(z) [B, D] of states z [B, D]; of a LayerNorm σ is their standard deviation."""

@@ -1,5 +1,7 @@
 """The modules that replace a model's norms."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,28 @@ import ofa_kernels
 def epsilon(norm: nn.Module) -> float:
     """What a norm adds to the mean square, under either of its names in transformers."""
     return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+
+
+@dataclass(frozen=True)
+class RMSNormFunction:
+    """An RMSNorm's numbers and what is computed with them, whether its module is patched or not."""
+
+    weight: Tensor
+    eps: float
+    offset: float
+    rounding: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The norm of x [..., N]."""
+        return ofa_kernels.rms_norm(x, self.weight, self.eps, self.offset, self.rounding)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual, and the sum."""
+        return ofa_kernels.add_rms_norm(x, residual, self.weight, self.eps, self.offset, self.rounding)
+
+    def jvp(self, x: Tensor, x_dot: Tensor) -> Tensor:
+        """Tangents [K, ..., N] of the norm, for tangents of x."""
+        return ofa_kernels.rms_norm_jvp(x, self.weight, x_dot, self.eps, self.offset)
 
 
 class RMSNorm(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.attention_functions import SOFT_CAPPED
-from ofa.ends import Rotary, embed, project, rotary
+from ofa.ends import Rotary, attention_cap, embed, project, rotary
 from ofa.families import causal_lm, check_attention, family_of
 from ofa.packing import check_batch
 
@@ -161,8 +161,7 @@ def token_states(
     tap = _Tap(prefix, record)
     tapped = {cache_argument(type(layers[0])): tap}
     states = [hidden[rows, last]]
-    capped = getattr(lm.config, "attn_logit_softcapping", None) is not None
-    with attention_implementation(model, SOFT_CAPPED if capped else "sdpa"):
+    with attention_implementation(model, "sdpa" if attention_cap(lm) is None else SOFT_CAPPED):
         for i, (layer, turn) in enumerate(zip(layers, turns, strict=True)):
             hidden = layer(
                 hidden,
