@@ -26,7 +26,18 @@ from ofa.sharding import gathered
 from ofa_kernels.reference import accumulation_dtype
 
 # families whose layers do what `block` does
-STACKED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma2", "gemma3_text", "olmo2")
+STACKED = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "granite",
+    "phi3",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+)
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
 
 
@@ -128,10 +139,10 @@ class StackedPass:
 
 
 def stacked_linears(layer: nn.Module) -> list[nn.Module]:
-    """The linear maps of a decoder layer."""
-    attention, mlp = layer.self_attn, layer.mlp
-    names = ("q_proj", "k_proj", "v_proj", "o_proj")
-    return [getattr(attention, name) for name in names] + [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    """The linear maps of a decoder layer; Phi-3 fuses some of them."""
+    fused, single = ("qkv_proj", "gate_up_proj"), ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    names = (*fused, *single, "o_proj", "down_proj")
+    return [getattr(part, n) for part in (layer.self_attn, layer.mlp) for n in names if hasattr(part, n)]
 
 
 def why_not_stacked(model: nn.Module) -> str | None:
@@ -139,8 +150,9 @@ def why_not_stacked(model: nn.Module) -> str | None:
     lm = causal_lm(model)
     if lm.config.model_type not in STACKED:
         return f"no stacked form of {lm.config.model_type} is written"
-    if lm.training and lm.config.attention_dropout:
-        return "attention dropout is on"
+    drops = any(isinstance(module, nn.Dropout) and module.p for module in lm.modules())
+    if lm.training and (lm.config.attention_dropout or drops):
+        return "dropout is on"
     if any("_hf_hook" in layer.__dict__ for layer in lm.model.layers):
         return "accelerate moves the layers' inputs"
     for layer in lm.model.layers:
@@ -160,8 +172,10 @@ def _linear(linear: nn.Module, rows: Tensor, n_clean: int) -> Tensor:
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of x [rows, heads, head_dim]; cos and sin [rows, 1, head_dim]."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+    turning, still = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), -1)  # Phi-3 may turn a part only
+    first, second = turning.chunk(2, -1)
+    turned = turning * cos + torch.cat((-second, first), -1) * sin
+    return torch.cat((turned, still), -1) if still.shape[-1] else turned
 
 
 def _head_norm(norm: RMSNormFunction, x: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
@@ -175,19 +189,35 @@ def _head_norm(norm: RMSNormFunction, x: Tensor, sizes: tuple[int, int, int], n_
     return normed.reshape(x.shape)
 
 
+def _queries_keys_values(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> list[Tensor]:
+    """Each [rows, heads, head_dim]; queries of the clean rows only for the prediction tokens if final."""
+    n_examples, dim = at.packing.n_examples, attention.head_dim
+
+    def asking(rows: Tensor) -> Tensor:
+        if not final:
+            return rows
+        own, _, tangents = rows.split(at.sizes)
+        return torch.cat([own, tangents])
+
+    if hasattr(attention, "qkv_proj"):
+        found = _linear(attention.qkv_proj, rows, at.n_clean).unflatten(-1, (-1, dim))
+        n_kv = attention.config.num_key_value_heads
+        q, k, v = found.split((found.shape[1] - 2 * n_kv, n_kv, n_kv), 1)
+        return [asking(q), k, v]
+    q = _linear(attention.q_proj, asking(rows), n_examples if final else at.n_clean)
+    k, v = (_linear(linear, rows, at.n_clean) for linear in (attention.k_proj, attention.v_proj))
+    return [t.unflatten(-1, (-1, dim)) for t in (q, k, v)]
+
+
 def _attention(
     attention: nn.Module, rows: Tensor, at: Rows, final: bool, norms: Norms, cap: float | None
 ) -> Tensor:
     """[clean; tangent rows] -> the same; of the clean rows only the prediction tokens' if final."""
-    packing, heads = at.packing, (-1, attention.head_dim)
-    queries, n_queries, cos, sin = rows, at.n_clean, at.cos, at.sin
+    packing = at.packing
+    n_queries, cos, sin = at.n_clean, at.cos, at.sin
     if final:
-        own, _, tangents = rows.split(at.sizes)
-        queries, n_queries = torch.cat([own, tangents]), packing.n_examples
-        cos, sin = at.own(cos), at.own(sin)
-    q = _linear(attention.q_proj, queries, n_queries).unflatten(-1, heads)
-    k = _linear(attention.k_proj, rows, at.n_clean).unflatten(-1, heads)
-    v = _linear(attention.v_proj, rows, at.n_clean).unflatten(-1, heads)
+        n_queries, cos, sin = packing.n_examples, at.own(cos), at.own(sin)
+    q, k, v = _queries_keys_values(attention, rows, at, final)
     if hasattr(attention, "q_norm"):
         own, others, tangents = at.sizes
         sizes = own, 0 if final else others, tangents
@@ -228,14 +258,19 @@ def _with_slope(act_fn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def _mlp(mlp: nn.Module, rows: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
     """[prediction tokens; other rows; tangent rows] -> the same."""
     n_clean = sizes[0] + sizes[1]
-    gate, up = (_linear(linear, rows, n_clean) for linear in (mlp.gate_proj, mlp.up_proj))
+    if hasattr(mlp, "gate_up_proj"):
+        gate, up = _linear(mlp.gate_up_proj, rows, n_clean).chunk(2, -1)
+        act_fn = mlp.activation_fn
+    else:
+        gate, up = (_linear(linear, rows, n_clean) for linear in (mlp.gate_proj, mlp.up_proj))
+        act_fn = mlp.act_fn
     if not n_probes:
-        return _linear(mlp.down_proj, mlp.act_fn(gate) * up, n_clean)
+        return _linear(mlp.down_proj, act_fn(gate) * up, n_clean)
     (gate, gate_rest, gate_dot), (up, up_rest, up_dot) = gate.split(sizes), up.split(sizes)
-    activated, slope = _with_slope(mlp.act_fn, gate)
+    activated, slope = _with_slope(act_fn, gate)
     by_probe = (n_probes, sizes[0])
     dot = (slope * up) * gate_dot.unflatten(0, by_probe) + activated * up_dot.unflatten(0, by_probe)
-    product = torch.cat([activated * up, mlp.act_fn(gate_rest) * up_rest, dot.flatten(0, 1)])
+    product = torch.cat([activated * up, act_fn(gate_rest) * up_rest, dot.flatten(0, 1)])
     return _linear(mlp.down_proj, product, n_clean)
 
 

@@ -139,4 +139,4 @@ def test_what_is_not_written_out_is_named():
     assert "a Quantised adds a bias" in why_not_stacked(model)
     model, _ = patched(attention_dropout=0.1)
     assert why_not_stacked(model) is None
-    assert why_not_stacked(model.train()) == "attention dropout is on"
+    assert why_not_stacked(model.train()) == "dropout is on"

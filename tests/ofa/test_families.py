@@ -50,7 +50,7 @@ OPTIONS = {
     "gpt2": {"n_inner": 40, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "gptj": {"rotary_dim": 4, "n_inner": 40, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
-WITHOUT_STACKED_FORM = ("phi3", "gpt2", "gptj")
+WITHOUT_STACKED_FORM = ("gpt2", "gptj")
 # the norm that is P; a block's norms; which of the model's others are frozen
 P = {
     **dict.fromkeys(OPTIONS, "post_attention_layernorm"),
