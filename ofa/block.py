@@ -12,6 +12,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
@@ -157,7 +158,7 @@ def why_not_stacked(model: nn.Module) -> str | None:
         return "accelerate moves the layers' inputs"
     for layer in lm.model.layers:
         for linear in stacked_linears(layer):
-            if getattr(linear, "bias", None) is not None and type(linear) is not nn.Linear:
+            if getattr(linear, "bias", None) is not None and not isinstance(linear, nn.Linear):
                 return f"a {type(linear).__name__} adds a bias, which tangents must not get"
     return None
 
@@ -166,7 +167,10 @@ def _linear(linear: nn.Module, rows: Tensor, n_clean: int) -> Tensor:
     """One linear map of [clean; tangent rows]; tangents get no bias."""
     if getattr(linear, "bias", None) is None:
         return linear(rows)
-    out = F.linear(rows, linear.weight)
+    if type(linear) is nn.Linear:
+        out = F.linear(rows, linear.weight)
+    else:  # a quantised one, whose weight is no matrix
+        out = functional_call(linear, {"bias": torch.zeros_like(linear.bias)}, (rows,))
     return torch.cat([out[:n_clean] + linear.bias, out[n_clean:]])
 
 

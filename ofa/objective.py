@@ -10,6 +10,7 @@ import ofa_kernels
 from ofa.block import Probes, stacked_pass, why_not_stacked
 from ofa.families import causal_lm
 from ofa.paper_code import paper_code_terms
+from ofa.quantised import check_derivatives
 from ofa.sharpness import layer_sharpness
 from ofa.states import token_states
 from ofa.training import Schedule
@@ -107,9 +108,10 @@ def objective(model: nn.Module, batch: dict[str, Tensor], cfg: OFAConfig, step: 
         vocabulary in nats, J, and H as the mean over examples and layers 1 to T-1.
 
     Raises:
-        ValueError: shapes don't fit, or the family is not supported.
+        ValueError: shapes don't fit, the family is not supported, or a quantised layer drops derivatives.
     """
     if cfg.terms == "paper_code":
+        check_derivatives(model, own_layers=False)
         cross_entropy, ratio, sharp = paper_code_terms(model, batch, mix(cfg.seed, step))
         loss = cross_entropy + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
         return Objective(loss, cross_entropy, ratio, sharp)
@@ -137,6 +139,7 @@ def _pass(
     model: nn.Module, batch: dict[str, Tensor], probes: Probes | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(states [T+1, B, D], logits [B, V], mean H or None), in one pass where the family's form is written."""
+    check_derivatives(model, own_layers=False)
     if why_not_stacked(model) is None:
         ran = stacked_pass(model, batch, probes)
         return ran.z, ran.logits, None if probes is None else -ran.products.mean()

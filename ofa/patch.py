@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ofa.families import Family, causal_lm, family_of
+from ofa.quantised import allow_packing, keep_unpacked
 
 # what γ is held in: near 1.0 a 16-bit type can't hold an update of 1e-3
 GAMMA_DTYPES = (torch.float32, torch.float64)
@@ -44,12 +45,19 @@ class PatchReport:
         n_parameters: all numbers of the model.
     """
 
-    def __init__(self, decoder: nn.Module, norms: list[PatchedNorm], flags: list[tuple[nn.Parameter, bool]]):
+    def __init__(
+        self,
+        decoder: nn.Module,
+        norms: list[PatchedNorm],
+        flags: list[tuple[nn.Parameter, bool]],
+        unpacked: list[nn.Module],
+    ):
         self.norms = norms
         self.n_trainable = sum(norm.module.weight.numel() for norm in norms)
         self.n_parameters = sum(parameter.numel() for parameter, _ in flags)
         self._decoder = decoder
         self._flags = flags
+        self._unpacked = unpacked
 
     def undo(self) -> None:
         """Give the model its classes, parameters, bits and `requires_grad` back; harmless when repeated."""
@@ -62,6 +70,7 @@ class PatchReport:
             _become(norm.module, norm.original_class)
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
+        allow_packing(self._unpacked)
         del self._decoder._ofa_patch
 
     def _refresh(self, model: nn.Module) -> None:
@@ -164,5 +173,5 @@ def patch_model(model: nn.Module) -> PatchReport:
         dtype = weight.dtype if weight.dtype in GAMMA_DTYPES else torch.float32
         _become(module, family.norm)
         module.weight = nn.Parameter(weight.detach().to(dtype, copy=True))
-    decoder._ofa_patch = PatchReport(decoder, norms, flags)
+    decoder._ofa_patch = PatchReport(decoder, norms, flags, keep_unpacked(model))
     return decoder._ofa_patch

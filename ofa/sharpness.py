@@ -12,6 +12,7 @@ from ofa.attention_functions import ONE_QUERY
 from ofa.block import Probes, stacked_pass, why_not_stacked
 from ofa.families import causal_lm, decoder_layers, family_of
 from ofa.patch import active_norm
+from ofa.quantised import check_derivatives
 from ofa.states import TokenStates, attention_implementation, cache_argument, token_states
 from ofa_kernels.hutchinson import TraceEstimate
 
@@ -67,6 +68,7 @@ def layer_sharpness(
     families that have none.
     """
     family, layers = family_of(model), decoder_layers(model)
+    check_derivatives(model, own_layers=method == "jvp")
     if isinstance(layers[0], FSDPModule):
         raise ValueError(
             f"the layers are sharded, and only stacked tangents can be probed so: {why_not_stacked(model)}; "

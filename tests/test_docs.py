@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     before, names = dict(METHODS), {}
     try:
         for code in blocks(page, "python"):
+            if "import kernels" in code and find_spec("kernels") is None:
+                continue
             exec(compile(code, str(page), "exec"), names)
     finally:
         METHODS.clear()

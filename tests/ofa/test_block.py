@@ -132,11 +132,11 @@ def test_what_is_not_written_out_is_named():
     assert "accelerate" in why_not_stacked(model)
     del layer._hf_hook
 
-    class Quantised(nn.Linear):
-        pass
+    class Foreign(nn.Module):
+        bias = torch.zeros(40)
 
-    layer.mlp.up_proj = Quantised(24, 40).double()
-    assert "a Quantised adds a bias" in why_not_stacked(model)
+    layer.mlp.up_proj = Foreign()
+    assert "a Foreign adds a bias" in why_not_stacked(model)
     model, _ = patched(attention_dropout=0.1)
     assert why_not_stacked(model) is None
     assert why_not_stacked(model.train()) == "dropout is on"
