@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint aot sanitize bench bench-smoke copies roofline gpu clean
+.PHONY: help demo test optional lint aot sanitize bench bench-smoke copies roofline gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -20,6 +20,10 @@ demo: $(READY)  ## fetch a model and tweets, learn from 5 per class, compare fou
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
+
+optional: $(READY)  ## install torchao, bitsandbytes and kernels, and run the tests that need them
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt bitsandbytes kernels torchao
+	$(BIN)/python -m pytest tests/ofa/test_quantised.py tests/ofa_kernels/test_layers.py tests/test_docs.py
 
 lint: $(READY)  ## ruff: format, style and docstrings
 	$(BIN)/ruff check .

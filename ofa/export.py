@@ -3,6 +3,7 @@
 import os
 
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedTokenizerBase
 
 from ofa.families import causal_lm
@@ -20,7 +21,8 @@ def export_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: st
         path: a folder; made where missing.
 
     Raises:
-        ValueError: the family is not supported, or the model is inside PEFT's wrapper.
+        ValueError: the family is not supported, the model is inside PEFT's wrapper, or its weights are
+            quantised or sharded tensors.
     """
     lm = causal_lm(model)
     if lm is not model:
@@ -28,6 +30,12 @@ def export_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: st
             "the model is inside PEFT's wrapper; use its merge_and_unload(), or load the adapter with "
             "ofa.load_adapter"
         )
+    for name, t in lm.state_dict().items():
+        if is_traceable_wrapper_subclass(t):
+            raise ValueError(
+                f"{name} is quantised or sharded (a {type(t).__name__}), and no plain copy of it can be "
+                "written; save_adapter keeps γ, to load into the model as it was"
+            )
     state = {name: t.to(lm.dtype) if t.is_floating_point() else t for name, t in lm.state_dict().items()}
     lm.save_pretrained(path, state_dict=state)
     tokenizer.save_pretrained(path)

@@ -143,6 +143,12 @@ def test_weights_packed_for_inference_are_refused(tmp_path):
         check_derivatives(model, own_layers=False)
 
 
+def test_no_plain_copy_is_written_of_what_is_none(tokenizer, tmp_path):
+    model, _ = of_torchao()
+    with pytest.raises(ValueError, match=r"quantised or sharded .* save_adapter"):
+        ofa.export_merged(model, tokenizer, tmp_path)
+
+
 @pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
 def test_fit_trains_gamma_alone(library, tokenizer, task, shots, tmp_path):
     model, _ = of_torchao() if library == "torchao" else of_bitsandbytes(tmp_path, 4)

@@ -1,0 +1,26 @@
+"""What `test_hf_trainer` starts in two processes: `accelerate launch … -m tests.ofa.launched FOLDER`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.ofa.test_hf_trainer import FirstGradients, gammas, trainer
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    rows = json.loads((folder / "rows.json").read_text())
+    for dtype in (torch.float64, torch.float32):
+        first = FirstGradients()
+        runner = trainer(rows, folder, dtype, per_device_train_batch_size=3, callbacks=[first])
+        assert runner.accelerator.num_processes == 2
+        runner.train()
+        name = str(dtype).removeprefix("torch.")
+        torch.save((gammas(runner), first.found), folder / f"{name}-{runner.accelerator.process_index}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
