@@ -52,7 +52,7 @@ def test_commands_parse(page):
     for line in lines:
         words = shlex.split(line, comments=True)
         if words[:2] == ["accelerate", "launch"]:
-            words = words[words.index("-m") + 1 :]
+            words = words[words.index("-m") + 1 :] if "-m" in words else []
         if words[:1] == ["ofa"]:
             commands[words[1]].make_context(words[1], words[2:])
         elif words[:1] == ["make"]:
