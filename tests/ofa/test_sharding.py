@@ -1,13 +1,15 @@
-"""Two gloo processes that share the frozen weights end where one process does."""
+"""Models on several devices: frozen weights shared by two gloo processes, layers placed by accelerate."""
 
 import os
 import socket
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch.distributed.tensor import DTensor
 
 import ofa
+from ofa.block import why_not_stacked
 from ofa.families import decoder_layers
 from ofa.hf_trainer import features
 from ofa.states import token_states
@@ -90,3 +92,17 @@ def test_the_adapter_is_that_of_one_process(tokenizer, task, shots, tmp_path):
 def test_without_a_group_it_is_refused():
     with pytest.raises(RuntimeError, match="run under torchrun or accelerate launch"):
         ofa.shard_layers(build_llama())
+
+
+def test_layers_placed_by_accelerate_give_the_same():
+    """`device_map="auto"` puts such hooks on every layer; here all are told to run on the CPU."""
+    plain, placed = build_llama(), build_llama()
+    for model in (plain, placed):
+        ofa.patch_model(model)
+    for layer in placed.model.layers:
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    assert "accelerate" in why_not_stacked(placed)
+    for found, expected in zip(
+        loss_and_gradients(placed, CONFIG), loss_and_gradients(plain, CONFIG), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
