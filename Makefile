@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test optional lint aot sanitize bench bench-smoke copies roofline gpu clean
+.PHONY: help demo test optional docs lint aot sanitize bench bench-smoke copies roofline gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,9 @@ test: $(READY)  ## run every test
 optional: $(READY)  ## install torchao, bitsandbytes and kernels, and run the tests that need them
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt bitsandbytes kernels torchao
 	$(BIN)/python -m pytest tests/ofa/test_quantised.py tests/ofa_kernels/test_layers.py tests/test_docs.py
+
+docs: $(READY)  ## write docs/api.md from the docstrings
+	$(BIN)/python docs/make_api.py
 
 lint: $(READY)  ## ruff: format, style and docstrings
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Every block of the documentation: Python runs as it is written, commands parse."""
 
 import re
+import runpy
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +58,11 @@ def test_commands_parse(page):
             commands[words[1]].make_context(words[1], words[2:])
         elif words[:1] == ["make"]:
             assert words[1] in targets, line
+
+
+def test_the_api_page_is_that_of_the_docstrings():
+    make_api = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == make_api["page"](), "make docs"
 
 
 def test_links_lead_somewhere():
