@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 import ofa_kernels
 from ofa.attention import KeyValues, Tangents, causal, one_query
 from ofa.ends import attention_cap, embed, project, rotary
-from ofa.families import Family, causal_lm, check_attention, family_of
+from ofa.families import Family, causal_lm, check_attention, dropout_is_on, family_of
 from ofa.norm import RMSNormFunction
 from ofa.packing import Packing
 from ofa.patch import active_norm
@@ -151,8 +151,7 @@ def why_not_stacked(model: nn.Module) -> str | None:
     lm = causal_lm(model)
     if lm.config.model_type not in STACKED:
         return f"no stacked form of {lm.config.model_type} is written"
-    drops = any(isinstance(module, nn.Dropout) and module.p for module in lm.modules())
-    if lm.training and (lm.config.attention_dropout or drops):
+    if dropout_is_on(lm):
         return "dropout is on"
     if any("_hf_hook" in layer.__dict__ for layer in lm.model.layers):
         return "accelerate moves the layers' inputs"

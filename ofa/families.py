@@ -137,6 +137,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return family_of(model).layers_of(causal_lm(model))
 
 
+def dropout_is_on(lm: PreTrainedModel) -> bool:
+    """Whether a forward pass would drop anything."""
+    drops = any(isinstance(module, nn.Dropout) and module.p for module in lm.modules())
+    return lm.training and bool(drops or getattr(lm.config, "attention_dropout", 0))
+
+
 def check_attention(model: nn.Module, n_tokens: int) -> None:
     """Refuse what would not let every token see all before it, and these only.
 

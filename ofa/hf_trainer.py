@@ -76,7 +76,7 @@ class OFATrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """CE + λ_J J + λ_H H; in evaluation also the prediction tokens' logits [B, V]."""
-        lm = self.accelerator.unwrap_model(model)
+        lm = self.accelerator.unwrap_model(model).eval()  # as in `fit`: nothing is dropped
         terms = objective(lm, inputs, self.ofa_config, self.state.global_step)
         if return_outputs:
             logits = token_states(lm, inputs, record=False).logits

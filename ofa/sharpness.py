@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 import ofa_kernels
 from ofa.attention_functions import ONE_QUERY
 from ofa.block import Probes, stacked_pass, why_not_stacked
-from ofa.families import causal_lm, decoder_layers, family_of
+from ofa.families import causal_lm, decoder_layers, dropout_is_on, family_of
 from ofa.patch import active_norm
 from ofa.quantised import check_derivatives
 from ofa.states import TokenStates, attention_implementation, cache_argument, token_states
@@ -69,6 +69,8 @@ def layer_sharpness(
     """
     family, layers = family_of(model), decoder_layers(model)
     check_derivatives(model, own_layers=method == "jvp")
+    if dropout_is_on(causal_lm(model)):
+        raise ValueError("dropout is on, and tangents would see other units than the pass; call model.eval()")
     if isinstance(layers[0], FSDPModule):
         raise ValueError(
             f"the layers are sharded, and only stacked tangents can be probed so: {why_not_stacked(model)}; "

@@ -1,5 +1,7 @@
 """A tiny random Llama and a tokenizer of its own: no download, float64 truth in milliseconds."""
 
+import socket
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -104,6 +106,13 @@ def model_folder(tmp_path_factory, tokenizer) -> str:
     build_llama(torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture

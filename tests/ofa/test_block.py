@@ -140,3 +140,5 @@ def test_what_is_not_written_out_is_named():
     model, _ = patched(attention_dropout=0.1)
     assert why_not_stacked(model) is None
     assert why_not_stacked(model.train()) == "dropout is on"
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+        ofa.sharpness(model, make_batch())

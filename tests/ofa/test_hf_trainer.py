@@ -1,6 +1,5 @@
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import ofa
 from ofa.hf_trainer import OFATrainer, collate, features
 from ofa.objective import OFAConfig, objective
 from tests.ofa.conftest import build_llama
+from tests.ofa.test_families import build
 
 ROOT = str(Path(__file__).parents[2])
 CONFIG = OFAConfig(lambda_step=0.1, lambda_sharp=0.1, n_probes=2, seed=3)
@@ -54,6 +54,14 @@ def test_the_loss_is_the_objectives_and_falls(rows, tmp_path):
         assert entry["loss"] == pytest.approx(total, rel=1e-3)
     for name, parameter in runner.model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("norm" not in name), name
+
+
+def test_nothing_is_dropped(rows, tmp_path):
+    dropping = build("gpt2", torch.float32, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    expected = objective(build("gpt2", torch.float32), collate(rows), CONFIG).loss
+    runner = trainer(rows, tmp_path, model=dropping, max_steps=1)
+    assert torch.equal(runner.compute_loss(dropping.train(), collate(rows)), expected)
+    runner.train()
 
 
 def test_accumulated_batches_are_averaged(rows, tmp_path):
@@ -108,15 +116,12 @@ class FirstGradients(TrainerCallback):
             self.found = torch.cat([norm.module.weight.grad.clone() for norm in norms])
 
 
-def test_two_processes_end_with_the_weights_of_one(rows, tmp_path):
+def test_two_processes_end_with_the_weights_of_one(rows, tmp_path, free_port):
     """Global example ids select the probes, so it does not matter who computes which."""
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # --cpu would start a single process, and --multi_gpu starts two also where there is no GPU
     command = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port")
-    command = (sys.executable, "-m", *command, str(port), "-m", "tests.ofa.launched", str(tmp_path))
+    command = (sys.executable, "-m", *command, str(free_port), "-m", "tests.ofa.launched", str(tmp_path))
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": ROOT}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,7 +1,6 @@
 """Models on several devices: frozen weights shared by two gloo processes, layers placed by accelerate."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -71,11 +70,8 @@ def adapter(folder):
     return torch.cat([norm.module.weight.detach() for norm in ofa.load_adapter(model, folder).norms])
 
 
-def test_the_adapter_is_that_of_one_process(tokenizer, task, shots, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = (port, tokenizer, task, shots, str(tmp_path))
+def test_the_adapter_is_that_of_one_process(tokenizer, task, shots, tmp_path, free_port):
+    arguments = (free_port, tokenizer, task, shots, str(tmp_path))
     torch.multiprocessing.spawn(one_of_two, arguments, nprocs=2)
     alone = build_llama()
     before = torch.cat([norm.module.weight.detach().clone() for norm in ofa.patch_model(alone).norms])
