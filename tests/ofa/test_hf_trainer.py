@@ -122,7 +122,11 @@ def test_two_processes_end_with_the_weights_of_one(rows, tmp_path, free_port):
     # --cpu would start a single process, and --multi_gpu starts two also where there is no GPU
     command = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port")
     command = (sys.executable, "-m", *command, str(free_port), "-m", "tests.ofa.launched", str(tmp_path))
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": ROOT}
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.pathsep.join([ROOT, *sys.path]),
+    }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     for dtype in (torch.float64, torch.float32):

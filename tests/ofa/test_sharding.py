@@ -35,7 +35,7 @@ def one_of_two(rank, port, tokenizer, task, shots, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    cases = ((build_llama, CONFIG), (lambda: build("gptj", torch.float64), CE_ONLY))
+    cases = ((build_llama, CONFIG), (lambda: build("gpt2", torch.float64), CE_ONLY))
     for make, config in cases:
         whole, shared = make(), ofa.shard_layers(make())
         ofa.patch_model(whole)
@@ -49,7 +49,7 @@ def one_of_two(rank, port, tokenizer, task, shots, folder):
             states = token_states(shared, make_batch((7, 5)))
             torch.testing.assert_close(states.logits, token_states(whole, make_batch((7, 5))).logits)
         assert n_gathered(shared) <= 1
-    with pytest.raises(ValueError, match=r"sharded, .* no stacked form of gptj"):
+    with pytest.raises(ValueError, match=r"sharded, .* no stacked form of gpt2"):
         ofa.objective(shared, make_batch((7, 5)), CONFIG)
 
     shared = ofa.shard_layers(build_llama())
