@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from dataclasses import asdict
@@ -75,7 +76,9 @@ def save_adapter(model: nn.Module, path: str | os.PathLike, metadata: dict | Non
     with tempfile.TemporaryDirectory(dir=path) as folder:
         config.save_pretrained(folder)
         save_file(tensors, Path(folder) / WEIGHTS, metadata={"format": "pt"})
-        (Path(folder) / OFA_CONFIG).write_text(json.dumps({**record, **(metadata or {})}, indent=2))
+        (Path(folder) / OFA_CONFIG).write_text(json.dumps({**record, **(metadata or {})}, indent=2) + "\n")
+        # safetensors makes its file the owner's alone
+        shutil.copymode(Path(folder) / OFA_CONFIG, Path(folder) / WEIGHTS)
         for name in (WEIGHTS, OFA_CONFIG, PEFT_CONFIG):
             os.replace(Path(folder) / name, path / name)
 
@@ -88,6 +91,8 @@ def read_config(path: str | os.PathLike, name: str = OFA_CONFIG) -> dict:
         ValueError: it is damaged.
     """
     file = Path(path) / name
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist")
     if not file.is_file():
         raise FileNotFoundError(f"{path} is no folder of an adapter made here: {name} is missing")
     try:

@@ -133,7 +133,10 @@ def load(path: str | os.PathLike, model: str | None = None, progress: bool = Tru
     """
     record = read_config(path)
     if "task" not in record:
-        raise ValueError(f"{path} holds γ but no template and label words; use ofa.load_adapter(model, path)")
+        raise ValueError(
+            f"{path} holds γ but no template and label words, as ofa.save_adapter writes it; give a folder "
+            "of ofa adapt or FewShotClassifier.save, or use ofa.load_adapter(model, path)"
+        )
     try:
         task, recorded, config = record["task"], record["model"], OFAConfig(**record["config"])
         words, template, labels = task["label_words"], task["template"], record["labels"]

@@ -68,6 +68,11 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder")
+
+
 def _dtype(choice: Dtype):
     import torch
 
@@ -135,8 +140,7 @@ def adapt(
             lambda_step=lambda_step, lambda_sharp=lambda_sharp, n_probes=n_probes, lr=lr, epochs=epochs,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--out {out} is a file; give a folder")
+        _check_folder(out)
         rows = read_rows(data, text_column, label_column)
         words = None
         if label_words:
@@ -179,7 +183,7 @@ def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
         table.add_column("adapted", justify="right")
         table.add_row(f"{before:.3f}", f"{record['accuracy']:.3f}")
         console.print(table)
-    (out / "training.json").write_text(json.dumps(record, indent=2))
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     last = result.history[-1]
     console.print(f"adapted on {len(shots)} texts in {result.seconds:.1f} s, final loss {last['loss']:.4g}")
     console.print(f"adapter: {out}, with training.json, history.jsonl and history.png", highlight=False)
@@ -237,6 +241,7 @@ def export(
     with _plain_errors():
         import ofa
 
+        _check_folder(out)
         classifier = ofa.load(adapter, model)
         ofa.export_merged(classifier.model, classifier.tokenizer, out)
     console.print(f"written to {out}: load it with transformers or any server that takes its folders")

@@ -1,6 +1,8 @@
 """An adapted model as a plain one, for servers and tools that know no adapters of norms."""
 
 import os
+import shutil
+from pathlib import Path
 
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -21,9 +23,12 @@ def export_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: st
         path: a folder; made where missing.
 
     Raises:
-        ValueError: the family is not supported, the model is inside PEFT's wrapper, or its weights are
-            quantised or sharded tensors.
+        ValueError: the path is a file, the family is not supported, the model is inside PEFT's wrapper, or
+            its weights are quantised or sharded tensors.
     """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; give a folder")
     lm = causal_lm(model)
     if lm is not model:
         raise ValueError(
@@ -38,4 +43,6 @@ def export_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: st
             )
     state = {name: t.to(lm.dtype) if t.is_floating_point() else t for name, t in lm.state_dict().items()}
     lm.save_pretrained(path, state_dict=state)
+    for weights in path.glob("*.safetensors"):  # safetensors makes its files the owner's alone
+        shutil.copymode(path / "config.json", weights)
     tokenizer.save_pretrained(path)

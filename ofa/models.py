@@ -155,6 +155,8 @@ def _locate(name: str) -> tuple[str, Source]:
             f"{name}: using its 4-bit-rounded weights in {converted} (delete the folder to ask the hub again)"
         )
         return _converted(converted)
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise SourceError(f"{name} is no folder")
     if Path(name).is_dir():
         return name, Source(str(Path(name).resolve()), "local folder", None)
     repo = HUB_IDS.get(name, name)

@@ -135,9 +135,9 @@ def _gradients(
     return terms, gradients
 
 
-def _stopped(step: int, checkpoint: Checkpoint | None) -> str:
+def _stopped(step: int, n_steps: int, checkpoint: Checkpoint | None) -> str:
     kept = f"; it is kept in {checkpoint.path}, and the same run goes on from there" if checkpoint else ""
-    return f"stopped after step {step}{kept}"
+    return f"stopped after {step + 1} of {n_steps} steps{kept}"
 
 
 def train(
@@ -179,6 +179,8 @@ def train(
     begin = time.perf_counter()
     try:
         with progress_bar(progress) as bar, deferred_interrupt() as interrupted:
+            if result.history:
+                bar.console.print(f"going on after {len(result.history)} of {n_steps} steps", highlight=False)
             line = bar.add_task("adapting", total=n_steps, completed=len(result.history), info="")
             for step, (epoch, rows) in steps:
                 terms, gradients = _gradients(passes(step, rows), weights)
@@ -195,7 +197,7 @@ def train(
                 if checkpoint and (last or (step + 1) % checkpoint.every == 0):
                     checkpoint.save(weights, optimizer, result.history)
                 if interrupted.is_set():
-                    raise KeyboardInterrupt(_stopped(step, checkpoint))
+                    raise KeyboardInterrupt(_stopped(step, n_steps, checkpoint))
     except NonFiniteError:
         with torch.no_grad():
             for saved, weight in zip(good, weights, strict=True):

@@ -84,6 +84,11 @@ DATA_SETS = {
 
 def _clean(rows: Sequence[dict], n_classes: int) -> list[dict]:
     """Rows with class numbers; those of classes without a label word are left out."""
+    words = [row["label"] for row in rows if not str(row["label"]).lstrip("-").isdecimal()]
+    if words:
+        raise ValueError(
+            f"the label {words[0]!r} is no number; these data sets have class numbers, from 0 on"
+        )
     numbered = ({"text": row["text"], "label": int(row["label"])} for row in rows)
     return [row for row in numbered if 0 <= row["label"] < n_classes]
 
@@ -122,7 +127,9 @@ def load(name: str, data: Path | None = None) -> tuple[Task, list[dict], list[di
         FileNotFoundError: the folder has no such data set.
     """
     if name not in DATA_SETS:
-        raise ValueError(f"unknown task {name!r}; known are {', '.join(DATA_SETS)}")
+        raise ValueError(
+            f"unknown task {name!r}; known are {', '.join(DATA_SETS)}, and files in .jsonl, .csv or .tsv"
+        )
     entry = DATA_SETS[name]
     if data is not None:
         pool, test = (read_rows(str(data / name / f"{split}.jsonl")) for split in ("train", "test"))

@@ -1,6 +1,7 @@
 """`ofa compare`, from its options to its files."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ofa.fewshot import catalog
 from ofa.fewshot.compare import Cell, Pool, compare, plan, read_cells
 from ofa.fewshot.methods import METHODS
 from ofa.fewshot.plots import plot_comparison
-from ofa.fewshot.protocol import draw_test, number_labels, read_rows
+from ofa.fewshot.protocol import SUFFIXES, draw_test, number_labels, read_rows
 from ofa.fewshot.table import accuracy_table, sections, write_csv
 from ofa.fewshot.tasks import Task
 
@@ -69,14 +70,23 @@ class Comparison:
         return [replace(pool, task=replace(pool.task, whole_words=self.whole_words)) for pool in pools]
 
     def _pool(self, name: str) -> Pool:
-        if name in catalog.DATA_SETS or not Path(name).exists():
+        if name in catalog.DATA_SETS or Path(name).suffix not in SUFFIXES:
             task, rows, test = catalog.load(name, self.data)
             return Pool(task, rows, test[: self.test_items], self.shots or catalog.DATA_SETS[name].shots)
         rows, words = number_labels(read_rows(name))
         task = Task(Path(name).stem, self.template, words)
         test = draw_test(rows, min(self.test_items, len(rows) // 2), TEST_SEED, len(words))
         tested = {row["text"] for row in test}
-        return Pool(task, [row for row in rows if row["text"] not in tested], test, self.shots or 5)
+        pool, shots = [row for row in rows if row["text"] not in tested], self.shots or 5
+        counts = Counter(row["label"] for row in pool)
+        rarest = min(range(len(words)), key=counts.__getitem__)
+        if counts[rarest] < shots:
+            raise ValueError(
+                f"{name}: {len(test)} of its {len(rows)} rows are set aside to test on, which leaves "
+                f"{counts[rarest]} of class {words[rarest]!r} to learn from, and {shots} are asked for; have "
+                f"at least {2 * shots} rows of each class, or give --shots"
+            )
+        return Pool(task, pool, test, shots)
 
 
 def _processes() -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Labelled examples: reading them from files, and drawing k shots per class."""
 
 import csv
+import io
 import json
 import random
 from collections.abc import Sequence
@@ -51,7 +52,10 @@ def read_texts(path: Path, text_column: str = "text") -> list[str]:
 
 def _cell_text(where: str, row: dict, column: str) -> str:
     if column not in row:
-        raise ValueError(f"{where}: no column {column!r}, only {', '.join(map(str, row))}")
+        hint = f"name the column {column!r} there, or its own name to the command that has --text-column"
+        if len(row) == 1:
+            hint = "separate columns with commas (.csv) or tabs (.tsv)"
+        raise ValueError(f"{where}: no column {column!r}, only {', '.join(map(str, row))}; {hint}")
     text = row[column]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}: the text is empty or no string; remove the row or fill it in")
@@ -64,8 +68,19 @@ def _read_file(path: Path):
     return _read_jsonl(path) if path.suffix == ".jsonl" else _read_table(path)
 
 
+def _lines(path: Path):
+    """An open text file; what is none of ours ends in a message that names it."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    return io.StringIO(text, newline="")
+
+
 def _read_jsonl(path: Path):
-    with path.open(encoding="utf-8-sig") as file:
+    with _lines(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -81,7 +96,7 @@ def _read_jsonl(path: Path):
 def _read_table(path: Path):
     # a tab-separated text may hold a lone quotation mark, which must not swallow the lines that follow
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {"strict": True}
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _lines(path) as file:
         reader = csv.DictReader(file, **dialect)
         try:
             for row in reader:
@@ -142,11 +157,20 @@ def number_labels(
         index = {word: i for i, word in enumerate(label_words)}
     unknown = [label for label in found if label not in index]
     if unknown:
-        raise ValueError(f"unknown labels: {', '.join(unknown)}; known are {', '.join(index)}")
+        raise ValueError(
+            f"unknown labels: {', '.join(unknown)}; known are {', '.join(index)}. Where a label and its word "
+            f"differ, write label=word (--label-words {unknown[0]}=…)"
+        )
+    if len(set(label_words)) < len(label_words):
+        raise ValueError(f"a label word is given twice: {', '.join(label_words)}; each class needs its own")
     if len(label_words) < 2:
         raise ValueError(f"at least two classes are needed, got {', '.join(label_words)}")
     numbered = [{"text": row["text"], "label": index[str(row["label"]).strip()]} for row in rows]
     return numbered, tuple(label_words)
+
+
+def _counted(n: int) -> str:
+    return f"{n} example{'s' * (n != 1)}"
 
 
 def draw_shots(
@@ -163,8 +187,8 @@ def draw_shots(
         members = [i for i, row in enumerate(rows) if row["label"] == label]
         if len(members) < k:
             raise ValueError(
-                f"class {word!r} has {len(members)} examples, and {k} per class are asked for; "
-                "add examples or ask for fewer shots"
+                f"class {word!r} has {_counted(len(members))}, and {k} per class are asked for; "
+                "add examples or ask for fewer shots (--shots)"
             )
         chosen += generator.sample(members, k)
     generator.shuffle(chosen)

@@ -63,6 +63,10 @@ def test_files_are_pefts_with_our_record_beside_them(folder):
     assert record["note"] == 1 and {"name", "origin", "sha256", "dtype"} <= set(record["model"])
 
 
+def test_all_its_files_can_be_read_by_the_same_people(folder):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 @pytest.mark.usefixtures("reference_backend")
 def test_peft_loads_ours_with_equal_logits(folder):
     ours = logits(adapted())

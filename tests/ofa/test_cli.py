@@ -73,7 +73,7 @@ def test_an_interrupted_adapt_goes_on_where_it_was(data, tmp_path, model_folder,
 
     monkeypatch.setattr(trainer, "objective", interrupting)
     done = adapt(data, out, model_folder, "--epochs", 6)
-    assert done.exit_code == 130 and "stopped after step 2; it is kept in" in " ".join(done.output.split())
+    assert done.exit_code == 130 and "stopped after 3 of" in " ".join(done.output.split())
     assert not (out / "adapter_config.json").exists()
     done = adapt(data, out, model_folder, "--epochs", 6)
     assert done.exit_code == 0, done.output
@@ -109,9 +109,11 @@ def test_nan_ends_in_one_line_and_nothing_is_written(data, tmp_path, model_folde
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("predict", "nowhere", "text"), "nowhere is no folder of an adapter made here"),
+        (("predict", "nowhere", "text"), "nowhere does not exist"),
         (("predict", "nowhere"), "nothing to classify"),
-        (("adapt", "missing.csv"), "No such file"),
+        (("adapt", "missing.csv"), "missing.csv does not exist"),
+        (("adapt", "missing.csv", "--out", "pyproject.toml"), "pyproject.toml is a file; give a folder"),
+        (("export", "nowhere", "pyproject.toml"), "pyproject.toml is a file; give a folder"),
     ],
 )
 def test_missing_things_are_named(arguments, message):

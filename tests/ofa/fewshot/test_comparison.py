@@ -78,7 +78,8 @@ def test_a_process_of_several_takes_its_share(arguments, monkeypatch):
         (("--methods", "lora,magic"), "unknown method 'magic'; known are zero-shot"),
         (("--protocol", "C"), "unknown protocol 'C'; known are A, B"),
         (("--tasks", "imdb"), "unknown task 'imdb'; known are sst2"),
-        (("--shots", "30"), "30 per class are asked for"),
+        (("--tasks", "none.csv"), "none.csv does not exist"),
+        (("--shots", "30"), "30 are asked for; have at least 60 rows of each class"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, change, message):

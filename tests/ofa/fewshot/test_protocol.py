@@ -33,6 +33,7 @@ def test_every_format_gives_the_same_rows(path):
         ("a.csv", "text,label\nfine\n", "line 2: no label"),
         ("a.csv", "text,label\nwith, comma,yes\n", "line 2: more cells than columns"),
         ("a.csv", "review,label\nfine,yes\n", "line 2: no column 'text', only review, label"),
+        ("a.csv", "text;label\nfine;yes\n", "separate columns with commas"),
         ("a.csv", "text,label\n", "holds no rows"),
         ("a.csv", 'text,label\n"  ",yes\n', "line 2: the text is empty"),
         ("a.tsv", "text\tlabel\n\tyes\n", "line 2: the text is empty"),
@@ -50,8 +51,20 @@ def test_bad_files_are_refused_with_the_line(tmp_path, name, content, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"none.csv does not exist"):
         read_rows(str(tmp_path / "none.csv"))
+
+
+def test_another_encoding_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,label\ncafé,yes\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a.csv is not UTF-8 text .* save it as UTF-8"):
+        read_rows(str(path))
+
+
+def test_a_word_for_two_classes():
+    with pytest.raises(ValueError, match="given twice: bad, bad"):
+        number_labels([{"text": "x", "label": "bad"}], ["bad", "bad"])
 
 
 def test_data_sets_bring_their_class_names(monkeypatch):
@@ -117,7 +130,7 @@ def test_shots_are_balanced_shuffled_and_apart():
 
 def test_a_class_that_is_too_small_is_named():
     rows = [{"text": str(i), "label": int(i == 0)} for i in range(9)]
-    with pytest.raises(ValueError, match="class 'rare' has 1 examples, and 5 per class are asked for"):
+    with pytest.raises(ValueError, match="class 'rare' has 1 example, and 5 per class are asked for"):
         draw_shots(rows, 5, 0, ("common", "rare"))
 
 
