@@ -15,7 +15,7 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-demo: $(READY)  ## fetch a model and tweets, learn from 5 per class, compare four methods (about 9 minutes)
+demo: $(READY)  ## fetch a model and tweets, learn from 5 per class, compare four methods (about 5 minutes)
 	$(BIN)/ofa demo
 
 test: $(READY)  ## run every test
