@@ -44,7 +44,8 @@ class Tangents:
     v: Tensor
 
 
-def _capped(scores: Tensor, cap: float | None) -> Tensor:
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(scores / cap), or the scores themselves without a cap (Gemma 2)."""
     return scores if cap is None else cap * (scores / cap).tanh()
 
 
@@ -65,7 +66,7 @@ def causal(q: Tensor, memory: KeyValues, scaling: float, cap: float | None = Non
         bias = torch.zeros(n_tokens, n_tokens, dtype=dtype).masked_fill(hidden, float("-inf"))
         scores = torch.baddbmm(bias.repeat(n_heads // n_kv, 1), grouped, memory.keys, alpha=scaling)
     else:
-        scores = _capped(scaling * grouped @ memory.keys, cap)
+        scores = capped(scaling * grouped @ memory.keys, cap)
         scores = scores.masked_fill(hidden.repeat(n_heads // n_kv, 1), float("-inf"))
     out = scores.softmax(-1) @ memory.values
     return out.view(n_rows, n_heads, n_tokens, head_dim).transpose(1, 2).to(q.dtype)
@@ -83,7 +84,7 @@ def one_query(
     dtype, n_kv, head_dim = accumulation_dtype(q), memory.k.shape[2], q.shape[-1]
     grouped = scaling * q.to(dtype).reshape(len(q) * n_kv, -1, head_dim)  # [B H_kv, group, head_dim]
     hidden = ~real.repeat_interleave(n_kv, 0)[:, None]  # [B H_kv, 1, S]
-    scores = _capped(grouped @ memory.keys, cap)  # [B H_kv, group, S]
+    scores = capped(grouped @ memory.keys, cap)  # [B H_kv, group, S]
     p = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     out = (p @ memory.values).reshape(q.shape).to(q.dtype)
     if dots is None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ofa.attention import capped
 from ofa_kernels.reference import accumulation_dtype
 
 ONE_QUERY = "ofa_one_query"
@@ -23,9 +24,7 @@ def _attend(
     grouped = query.reshape(n_rows, key.shape[1], -1, head_dim)  # [B, H_kv, group T, head_dim]
     scores = (grouped * scaling) @ key.transpose(-1, -2)  # [B, H_kv, group T, S]
     scores = scores.to(accumulation_dtype(scores)).unflatten(2, (-1, n_tokens))
-    if softcap is not None:
-        scores = softcap * (scores / softcap).tanh()
-    scores = scores.masked_fill(~visible, float("-inf"))
+    scores = capped(scores, softcap).masked_fill(~visible, float("-inf"))
     # PyTorch's forward-mode softmax has an exp in place
     weights = (scores - scores.amax(-1, keepdim=True).detach()).exp()
     weights = (weights / weights.sum(-1, keepdim=True)).to(value.dtype)

@@ -3,6 +3,7 @@
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ofa.attention import capped
 from ofa.families import family_of
 
 Rotary = tuple[Tensor, Tensor] | None
@@ -39,5 +40,4 @@ def attention_cap(lm: PreTrainedModel) -> float | None:
 def project(lm: PreTrainedModel, normed: Tensor) -> Tensor:
     """Logits [..., V] of normed states; Granite scales them too, Gemma 2 caps them."""
     logits = lm.lm_head(normed) / getattr(lm.config, "logits_scaling", 1.0)
-    cap = getattr(lm.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * (logits / cap).tanh()
+    return capped(logits, getattr(lm.config, "final_logit_softcapping", None))

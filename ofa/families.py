@@ -139,8 +139,10 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 def dropout_is_on(lm: PreTrainedModel) -> bool:
     """Whether a forward pass would drop anything."""
-    drops = any(isinstance(module, nn.Dropout) and module.p for module in lm.modules())
-    return lm.training and bool(drops or getattr(lm.config, "attention_dropout", 0))
+    return lm.training and bool(
+        getattr(lm.config, "attention_dropout", 0)
+        or any(isinstance(module, nn.Dropout) and module.p for module in lm.modules())
+    )
 
 
 def check_attention(model: nn.Module, n_tokens: int) -> None:

@@ -1,5 +1,6 @@
 """Quantised linear layers that would lose derivatives without a word."""
 
+import sys
 from collections.abc import Iterable
 
 from torch import nn
@@ -41,6 +42,8 @@ def check_derivatives(model: nn.Module, own_layers: bool) -> None:
     Raises:
         ValueError: a weight was repacked, or tangents would go through such a layer.
     """
+    if "bitsandbytes" not in sys.modules:  # spares every step a walk through the model
+        return
     for name, module in model.named_modules():
         if not type(module).__module__.startswith("bitsandbytes."):
             continue

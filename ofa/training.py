@@ -179,7 +179,7 @@ def train(
     begin = time.perf_counter()
     try:
         with progress_bar(progress) as bar, deferred_interrupt() as interrupted:
-            if result.history:
+            if result.history and progress:
                 bar.console.print(f"going on after {len(result.history)} of {n_steps} steps", highlight=False)
             line = bar.add_task("adapting", total=n_steps, completed=len(result.history), info="")
             for step, (epoch, rows) in steps:

@@ -52,8 +52,8 @@ def read_texts(path: Path, text_column: str = "text") -> list[str]:
 
 def _cell_text(where: str, row: dict, column: str) -> str:
     if column not in row:
-        hint = f"name the column {column!r} there, or its own name to the command that has --text-column"
-        if len(row) == 1:
+        hint = "rename one, or give its name (--text-column, where a command has it)"
+        if len(row) == 1 and any(mark in next(iter(row)) for mark in ";\t"):
             hint = "separate columns with commas (.csv) or tabs (.tsv)"
         raise ValueError(f"{where}: no column {column!r}, only {', '.join(map(str, row))}; {hint}")
     text = row[column]
@@ -69,7 +69,7 @@ def _read_file(path: Path):
 
 
 def _lines(path: Path):
-    """An open text file; what is none of ours ends in a message that names it."""
+    """The text of a file, to be read by lines; what can't be read is named."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     try:

@@ -148,12 +148,12 @@ def paired_table(rows: Sequence[dict], protocol: str, reference: str) -> Section
         if method == reference or found is None:
             continue
         errors = (
-            "" if math.isnan(error) else f"± {100 * error:.1f}" for error in (found.by_seed, found.by_task)
+            "" if math.isnan(error) else f"± {100 * error:.2f}" for error in (found.by_seed, found.by_task)
         )
         rank = f"{ranks[method]:.1f}" if method in ranks else ""
         ties = found.n - found.wins - found.losses
         counts = f"{found.wins} / {ties} / {found.losses}"
-        body.append((method, f"{100 * found.difference:+.1f}", *errors, counts, rank))
+        body.append((method, f"{100 * found.difference:+.2f}", *errors, counts, rank))
     if not body:
         return None
     rank = f" (mean rank {ranks[reference]:.1f})" if reference in ranks else ""

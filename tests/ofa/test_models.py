@@ -91,6 +91,11 @@ def test_no_network_and_no_cache_says_what_failed(hub, no_pypi, empty_cache):
     assert not empty_cache.exists()
 
 
+def test_a_path_is_no_hub_id():
+    with pytest.raises(SourceError, match=r"^\./nowhere is no folder$"):
+        models.load("./nowhere")
+
+
 @pytest.mark.parametrize("value", ["1", "true"])
 def test_offline_is_unreachable_without_asking(hub, monkeypatch, value):
     monkeypatch.setenv("HF_HUB_OFFLINE", value)

@@ -339,36 +339,6 @@ def test_signs_of_any_seed(device, seed):
     assert torch.equal(got, reference.rademacher_signs(1100, ids, 2, layers, seed, F32))
 
 
-@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
-def test_step_lengths(device, dtype):
-    for size in (3, 129, 1500):
-        for states in (draw(device, dtype, 5, 3, size), draw(device, dtype, 3, 5, size).transpose(0, 1)):
-            states[2, 1] = states[1, 1]
-            lengths = launch.step_lengths(states)
-            truth = reference.step_lengths(states.double())
-            assert lengths.dtype == reference.accumulation_dtype(states)
-            assert lengths[1, 1] == 0
-            check(lengths, truth, truth, states)
-
-            dlengths = torch.randn_like(lengths)
-            got = launch.step_lengths_backward(states, lengths, dlengths)
-            args = double(states, lengths, dlengths)
-            pulls = (args[0].diff(dim=0) * torch.where(truth > 0, args[2] / truth, 0)[..., None]).abs()
-            scale = torch.zeros_like(args[0])
-            scale[1:] += pulls
-            scale[:-1] += pulls
-            assert got.dtype == dtype
-            check(got, reference.step_lengths_backward(*args), scale, states)
-
-
-def test_a_single_state_takes_no_step(device):
-    states = draw(device, F32, 1, 2, 3)
-    lengths = launch.step_lengths(states)
-    assert lengths.shape == (0, 2)
-    got = launch.step_lengths_backward(states, lengths, lengths)
-    assert torch.equal(got, torch.zeros_like(states))
-
-
 def test_rows_too_long_for_registers(device):
     size, ids = 16411, torch.tensor([3, 4], device=device)
     assert plan.plan(plan.FORWARD, size, F32).stages == plan.BLOCKS

@@ -54,6 +54,11 @@ def test_names_and_folders_that_are_not_there(tmp_path, monkeypatch):
         catalog.load("imdb")
     with pytest.raises(FileNotFoundError):
         catalog.load("sst2", tmp_path)
+    (tmp_path / "sst2").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "sst2" / f"{split}.jsonl").write_text('{"text": "fine", "label": "positive"}\n')
+    with pytest.raises(ValueError, match="the label 'positive' is no number"):
+        catalog.load("sst2", tmp_path)
 
     def offline(*_, **__):
         raise ConnectionError("no route")
