@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from ofa.fewshot.tasks import Task
 from ofa.models import Source
 
 PROTOCOLS = ("A", "B")
-ZERO_SHOT = "zero-shot"
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,24 @@ class Cell:
     n_test: int
     max_steps: int | None
 
-    def matches(self, row: dict) -> bool:
-        """Whether a finished row is this cell's."""
-        return all(row.get(name) == value for name, value in vars(self).items())
+    @classmethod
+    def of(cls, row: dict) -> "Cell":
+        """A finished row's cell."""
+        return cls(**{item.name: row.get(item.name) for item in fields(cls)})
+
+    @property
+    def scored(self) -> "Cell":
+        """One cell for all that must have its number.
+
+        Without demonstrations no shot bears on zero-shot; after them it is in-context learning, which the
+        protocol does not change.
+        """
+        match self.method, self.protocol:
+            case ("zero-shot", "A"):
+                return replace(self, seed=0)
+            case ("zero-shot", "B") | ("icl", _):
+                return replace(self, method="icl", protocol="B")
+        return self
 
 
 def plan(
@@ -176,13 +190,6 @@ def run_cell(
     }
 
 
-def _twin(cell: Cell, finished: Sequence[dict]) -> dict | None:
-    """A finished row whose number must be this cell's: without demonstrations no shot bears on zero-shot."""
-    if cell.method != ZERO_SHOT or cell.protocol != "A":
-        return None
-    return next((row for row in finished if replace(cell, seed=row["seed"]).matches(row)), None)
-
-
 def compare(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -207,15 +214,14 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     part, parts = share
     path = folder / ("cells.jsonl" if parts == 1 else f"cells-{part}.jsonl")
-    finished = read_cells(folder)
+    finished = {Cell.of(row): row for row in read_cells(folder)}
     # by the place in the plan, which is the same in all processes whenever they start
     for pool, cell in planned[part::parts]:
-        row = next((row for row in finished if cell.matches(row)), None)
-        if row is not None:
-            yield row, False
+        if cell in finished:
+            yield finished[cell], False
             continue
-        twin = _twin(cell, finished)
-        row = {**twin, "seed": cell.seed} if twin else run_cell(model, tokenizer, pool, cell, track)
+        twin = next((row for other, row in finished.items() if other.scored == cell.scored), None)
+        row = {**twin, **asdict(cell)} if twin else run_cell(model, tokenizer, pool, cell, track)
         _append(path, row)
-        finished.append(row)
+        finished[cell] = row
         yield row, True

@@ -172,8 +172,8 @@ def run(options: Comparison, console: Console | None = None) -> None:
 
 def report(planned: Sequence[tuple[Pool, Cell]], folder: Path, console: Console) -> None:
     """Tables and plots of the planned cells, once all are there."""
-    finished = read_cells(folder)
-    rows = [next((row for row in finished if cell.matches(row)), None) for _, cell in planned]
+    finished = {Cell.of(row): row for row in read_cells(folder)}
+    rows = [finished.get(cell) for _, cell in planned]
     missing = rows.count(None)
     if missing:
         console.print(

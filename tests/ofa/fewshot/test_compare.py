@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ofa.fewshot.compare as module
-from ofa.fewshot.compare import Pool, compare, plan, read_cells, run_cell
+from ofa.fewshot.compare import Cell, Pool, compare, plan, read_cells, run_cell
 from ofa.models import Source
 from tests.ofa.conftest import TEXTS, build_llama
 
@@ -59,18 +59,18 @@ def test_processes_split_the_cells_and_files_merge_them(model, tokenizer, pool, 
     for i in range(3):
         list(compare(model, tokenizer, cells, tmp_path, (i, 3)))
     rows = read_cells(tmp_path)
-    assert len(rows) == len(cells) and all(any(cell.matches(row) for row in rows) for _, cell in cells)
+    assert len(rows) == len(cells) and {Cell.of(row) for row in rows} == {cell for _, cell in cells}
     assert len(list(tmp_path.glob("cells-*.jsonl"))) == 3
 
 
 def test_whatever_decides_a_number_makes_another_cell(pool):
     (_, cell), *_ = planned(pool)
     row = vars(cell).copy()
-    assert cell.matches(row)
+    assert Cell.of({**row, "accuracy": 0.5}) == cell
     others = [pool, replace(pool, test=pool.test[:3]), replace(pool, rows=pool.rows[1:])]
     assert len({p.digest for p in others}) == 3
     for name in row:
-        assert not cell.matches({**row, name: "another"}), name
+        assert Cell.of({**row, name: "another"}) != cell, name
 
 
 def test_a_cell_gives_the_model_back_and_does_not_depend_on_what_ran_before(model, tokenizer, pool):
@@ -95,6 +95,20 @@ def test_protocol_b_puts_the_shots_before_every_prompt(model, tokenizer, pool):
     same = ("accuracy", "macro_f1", "calibration_error")
     assert [rows["zero-shot", "B"][k] for k in same] == [rows["icl", "A"][k] for k in same]
     assert rows["ln-tuning", "A"]["calibration_error"] != rows["ln-tuning", "B"]["calibration_error"]
+
+
+def test_what_must_be_equal_is_run_once(model, tokenizer, pool, tmp_path, monkeypatch):
+    ran = []
+
+    def spy(model, tokenizer, pool, cell, track):
+        ran.append((cell.method, cell.protocol, cell.seed))
+        return run_cell(model, tokenizer, pool, cell, track)
+
+    monkeypatch.setattr(module, "run_cell", spy)
+    cells = planned(pool, methods=["zero-shot", "icl"], protocols="AB")
+    rows = [row for row, _ in compare(model, tokenizer, cells, tmp_path)]
+    assert [Cell.of(row) for row in rows] == [cell for _, cell in cells]
+    assert ran == [("zero-shot", "A", 0), ("icl", "A", 0), ("icl", "A", 1)]
 
 
 @pytest.mark.parametrize(
