@@ -31,12 +31,22 @@ def loss_and_gradients(model, config):
     return [loss.detach(), *torch.autograd.grad(loss, weights)]
 
 
+def checkpointed_llama():
+    model = build_llama().train()
+    model.gradient_checkpointing_enable()
+    return model
+
+
 def one_of_two(rank, port, tokenizer, task, shots, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    cases = ((build_llama, CONFIG), (lambda: build("gpt2", torch.float64), CE_ONLY))
+    cases = (
+        (build_llama, CONFIG),
+        (checkpointed_llama, CONFIG),
+        (lambda: build("gpt2", torch.float64), CE_ONLY),
+    )
     for make, config in cases:
         whole, shared = make(), ofa.shard_layers(make())
         ofa.patch_model(whole)
