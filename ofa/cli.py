@@ -351,7 +351,7 @@ def probe(
         n_test = min(test_items, len(test))
         title = f"{task}, {per_class} shots per class, seed {seed}, {n_test} texts, {source.name}"
         written = probe_analysis.write(curves, title, out)
-    console.print(probe_analysis.summary(curves, title).rich())
+    console.print(probe_analysis.summary(curves, title))
     console.print(f"written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
 
 

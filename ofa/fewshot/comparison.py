@@ -133,7 +133,7 @@ class _Display:
         self.rows.append(row)
         self.progress.advance(self.cells)
         if self.console.is_terminal:
-            tables = [accuracy_table(self.rows, p).rich() for p in sorted({r["protocol"] for r in self.rows})]
+            tables = [accuracy_table(self.rows, p) for p in sorted({r["protocol"] for r in self.rows})]
             self.live.update(Group(*tables, self.progress))
         elif is_new:
             self.console.print(_line(row), highlight=False, soft_wrap=True)
@@ -187,7 +187,7 @@ def show(rows: Sequence[dict], folder: Path, console: Console) -> None:
     """Print the cells' tables; write them as tables.md, the cells as cells.csv, and a plot a protocol."""
     found = sections(rows)
     for section in found:
-        console.print(section.rich())
+        console.print(section)
     (folder / "tables.md").write_text("\n".join(section.markdown() for section in found), encoding="utf-8")
     write_csv(rows, folder / "cells.csv")
     written = [folder / "tables.md", folder / "cells.csv"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 CSV_COLUMNS = (
@@ -23,14 +24,24 @@ class Section:
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
 
-    def rich(self) -> Table:
-        """For the screen."""
-        table = Table(title=self.title)
-        for i, name in enumerate(self.header):
-            table.add_column(name, justify="right" if i else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """For the screen; where it is too narrow, columns go on below, beside the first one again."""
+        # a space on both sides and a line
+        widths = [3 + max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        blocks, room = [], 0
+        for i, width in enumerate(widths[1:], 1):
+            if not blocks or width > room:
+                blocks.append([0])
+                room = options.max_width - 1 - widths[0]
+            blocks[-1].append(i)
+            room -= width
+        for block in blocks:
+            table = Table(title=self.title if block is blocks[0] else None)
+            for i in block:
+                table.add_column(self.header[i], justify="right" if i else "left")
+            for row in self.rows:
+                table.add_row(*(row[i] for i in block))
+            yield table
 
     def markdown(self) -> str:
         """For a file."""
@@ -75,7 +86,7 @@ def accuracy_table(rows: Sequence[dict], protocol: str) -> Section:
         body.append((method, *cells, mean, f"{fit:.1f}", f"{evaluate:.1f}", trained))
     seeds, sizes = len(_ordered(rows, "seed")), sorted({row["n_test"] for row in rows})
     title = (
-        f"accuracy, protocol {protocol}: mean ± std over up to {seeds} seeds, "
+        f"accuracy, protocol {protocol}: mean ± std over up to {seeds} seed{'s' * (seeds > 1)}, "
         f"{' or '.join(map(str, sizes))} test items"
     )
     return Section(title, ("method", *tasks, "mean", "fit s", "eval s", "trained"), body)

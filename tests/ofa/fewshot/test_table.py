@@ -1,8 +1,10 @@
 import csv
+import io
 import math
 import statistics
 
 import pytest
+from rich.console import Console
 
 from ofa.fewshot.plots import plot_comparison
 from ofa.fewshot.table import accuracy_table, mean_ranks, paired, paired_table, sections, write_csv
@@ -62,6 +64,18 @@ def test_tables_say_what_is_in_them():
     assert paired[:5] == ("ofa", "+0.67", "± 1.33", "± 1.33", "3 / 2 / 1")
     incomplete = accuracy_table([*ROWS, row("lora", "a", 0, 0.6)], "A").rows[-1]
     assert incomplete[:4] == ("lora", "0.600", "", "")
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_a_narrow_screen_loses_no_digit(width):
+    console = Console(width=width, file=io.StringIO())
+    table = accuracy_table(ROWS, "A")
+    console.print(table)
+    printed = console.file.getvalue().splitlines()
+    assert max(map(len, printed)) <= width
+    words = [cell.strip() for line in printed for cell in line.replace("┃", "│").split("│")]
+    assert {*table.header, *(cell for row in table.rows for cell in row)} <= set(words)
+    assert words.count("ofa") == {30: 5, 60: 2, 200: 1}[width]
 
 
 def test_files_are_written(tmp_path):
