@@ -38,20 +38,22 @@ def plot_comparison(rows: Sequence[dict], path: Path) -> None:
                 bars.bar(
                     place, statistics.mean(values), width, yerr=spread, color=colors[method], label=label
                 )
-        for axis, field, per in ((fit, "seconds_fit", 1), (evaluate, "seconds_eval", own[0]["n_test"])):
-            # a method that learns nothing stands at the left edge of a logarithmic axis
-            x = max(_mean(own, field) / per, 1e-4)
+        # a method that learns nothing stands at the left edge of a logarithmic axis
+        seconds = max(_mean(own, "seconds_fit"), 0.1), _mean(own, "seconds_eval") / own[0]["n_test"]
+        for axis, x in zip((fit, evaluate), seconds, strict=True):
             axis.scatter(x, _mean(own, "accuracy"), color=colors[method])
             axis.annotate(
                 method, (x, _mean(own, "accuracy")), fontsize=8, xytext=(4, 3), textcoords="offset points"
             )
     bars.set_xticks(range(len(tasks)), tasks)
     bars.set_ylabel("accuracy")
-    bars.legend(fontsize=8, ncols=2)
+    bars.legend(fontsize=8, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
+    fit.set_xscale("log")
     for axis, name in ((fit, "training, s"), (evaluate, "inference, s per text")):
-        axis.set_xscale("log")
+        axis.margins(x=0.25)  # room for names
         axis.set_xlabel(name)
         axis.set_ylabel("mean accuracy")
+    evaluate.set_xlim(left=0)
     figure.suptitle(f"protocol {rows[0]['protocol']}, {rows[0]['model']}")
     figure.savefig(path, dpi=150)
     plt.close(figure)
