@@ -1,5 +1,6 @@
 """The real model on real data: what the tiny random one can't show."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -16,6 +17,9 @@ TREC = ofa.Task(
     "trec",
     "Question: {text}\nAnswer Type:",
     ("Abbreviation", "Entity", "Description", "Person", "Location", "Number"),
+)
+SENTENCE = (
+    "Norms are read as preconditioners of a descent; of these twenty-odd tokens each has its own noise."
 )
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
@@ -42,15 +46,28 @@ def test_zero_shot_accuracy_is_that_of_an_independent_pipeline(smollm2):
     assert accuracy == pytest.approx(0.240, abs=0.008)
 
 
-def test_patching_keeps_every_bit(smollm2):
-    model, tokenizer = smollm2
-    inputs = tokenizer("The capital of France is", return_tensors="pt")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_patching_keeps_every_bit_on_the_reference_backend(smollm2, dtype, monkeypatch):
+    monkeypatch.setenv("OFA_BACKEND", "reference")
+    model, inputs = copy.deepcopy(smollm2[0]).to(dtype), smollm2[1](SENTENCE, return_tensors="pt")
     with torch.no_grad():
         before = model(**inputs).logits
         report = ofa.patch_model(model)
-        after = model(**inputs).logits
-    report.undo()
-    assert report.n_trainable == 35_136 and torch.equal(after, before)
+        assert report.n_trainable == 35_136 and torch.equal(model(**inputs).logits, before)
+        report.undo()
+        assert torch.equal(model(**inputs).logits, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_logits_of_the_fused_norms_are_as_near_to_float64_as_the_models_own(smollm2, dtype):
+    """Eager's rstd isn't rounded correctly, ours may differ in its last bit: only luck makes one nearer."""
+    model, inputs = copy.deepcopy(smollm2[0]).to(dtype), smollm2[1](SENTENCE, return_tensors="pt")
+    with torch.no_grad():
+        truth = copy.deepcopy(model).double()(**inputs).logits
+        own = (model(**inputs).logits - truth).norm()
+        ofa.patch_model(model)
+        fused = (model(**inputs).logits - truth).norm()
+    assert fused <= 2 * own
 
 
 def test_thirty_shots_teach_it_question_types(smollm2):

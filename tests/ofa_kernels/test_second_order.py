@@ -23,10 +23,10 @@ def mlp(norm, x, w1, w2, mix, out):
 
 
 def problem(dtype, device, size=48):
-    torch.manual_seed(3)
+    """x, w1, w2, mix and out, scaled so that no tanh saturates: its derivatives would be rounding errors."""
     shapes = (5, size), (size,), (size,), (size, size), (size,)
-    tensors = [torch.randn(s, device=device, dtype=F64) / s[-1] ** (0.5 * (len(s) > 1)) for s in shapes]
-    return [t.to(dtype) for t in tensors]
+    x, w1, w2, mix, out = (torch.randn(shape, device=device, dtype=F64) for shape in shapes)
+    return [t.to(dtype) for t in (x / size**0.5, w1, w2, mix / size**0.5, out / size**0.5)]
 
 
 def hessian_vector_product(norm, arguments, direction, how):
@@ -53,12 +53,14 @@ def relative(got, truth):
 @pytest.mark.parametrize("how", ["forward over reverse", "reverse over forward", "reverse over reverse"])
 @pytest.mark.parametrize("dtype", [F64, F32, BF16], ids=str)
 def test_hessian_vector_products_of_an_mlp(backend, device, dtype, how):
-    arguments = problem(dtype, device)
-    direction = tuple(torch.randn_like(t) for t in arguments[:3])
-    exact = [t.double() for t in arguments]
-    truth = hessian_vector_product(composed_norm, exact, tuple(v.double() for v in direction), how)
-    error = relative(hessian_vector_product(rms_norm, arguments, direction, how), truth)
-    eager = relative(hessian_vector_product(composed_norm, arguments, direction, how), truth)
+    error = eager = 0.0
+    for _ in range(4):  # rounding is luck in any one of them
+        arguments = problem(dtype, device)
+        direction = tuple(torch.randn_like(t) for t in arguments[:3])
+        exact = [t.double() for t in arguments]
+        truth = hessian_vector_product(composed_norm, exact, tuple(v.double() for v in direction), how)
+        error += relative(hessian_vector_product(rms_norm, arguments, direction, how), truth)
+        eager += relative(hessian_vector_product(composed_norm, arguments, direction, how), truth)
     assert error < 1e-12 if dtype == F64 else error <= 2 * eager
 
 
@@ -95,7 +97,7 @@ def test_the_exact_trace_of_the_local_curvature(backend, device):
     torch.testing.assert_close(
         reference.jacobian_trace(gradient, x, ones), exact, rtol=1e-12, atol=1e-12 * exact.abs().max().item()
     )
-    estimate = hutchinson_trace(gradient, x, ones, n_probes=400, seed=11)
+    estimate = hutchinson_trace(gradient, x, ones, n_probes=100, seed=11)
     assert ((estimate.value - exact).abs() <= 4 * estimate.stderr).all()
 
 
