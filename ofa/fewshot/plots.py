@@ -9,6 +9,9 @@ import matplotlib
 matplotlib.use("Agg")  # files only; a display may be missing
 import matplotlib.pyplot as plt
 
+# of an axis of accuracies: less would make noise look like a ranking
+MIN_SPAN = 0.05
+
 
 def _mean(rows: Sequence[dict], field: str) -> float:
     return statistics.mean(row[field] for row in rows)
@@ -27,6 +30,7 @@ def plot_comparison(rows: Sequence[dict], path: Path) -> None:
         1, 3, figsize=(6 + 1.4 * len(tasks) + 8, 5), width_ratios=[2 + len(tasks), 3, 3], layout="constrained"
     )
     width = 0.8 / len(methods)
+    points = {fit: {}, evaluate: {}}  # (seconds, accuracy): its methods
     for i, method in enumerate(methods):
         own = [row for row in rows if row["method"] == method]
         for j, task in enumerate(tasks):
@@ -40,20 +44,23 @@ def plot_comparison(rows: Sequence[dict], path: Path) -> None:
                 )
         # a method that learns nothing stands at the left edge of a logarithmic axis
         seconds = max(_mean(own, "seconds_fit"), 0.1), _mean(own, "seconds_eval") / own[0]["n_test"]
-        for axis, x in zip((fit, evaluate), seconds, strict=True):
-            axis.scatter(x, _mean(own, "accuracy"), color=colors[method])
-            axis.annotate(
-                method, (x, _mean(own, "accuracy")), fontsize=8, xytext=(4, 3), textcoords="offset points"
-            )
+        for axis, x in zip(points, seconds, strict=True):
+            points[axis].setdefault((x, _mean(own, "accuracy")), []).append(method)
     bars.set_xticks(range(len(tasks)), tasks)
     bars.set_ylabel("accuracy")
     bars.legend(fontsize=8, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
     fit.set_xscale("log")
     for axis, name in ((fit, "training, s"), (evaluate, "inference, s per text")):
+        for point, equal in points[axis].items():
+            axis.scatter(*point, color=colors[equal[0]])
+            axis.annotate("\n".join(equal), point, fontsize=8, xytext=(4, 3), textcoords="offset points")
         axis.margins(x=0.25)  # room for names
         axis.set_xlabel(name)
         axis.set_ylabel("mean accuracy")
-    evaluate.set_xlim(left=0)
+        low, high = axis.get_ylim()
+        if high - low < MIN_SPAN:
+            axis.set_ylim((low + high - MIN_SPAN) / 2, (low + high + MIN_SPAN) / 2)
+    evaluate.set_xlim(0, 1.4 * max(x for x, _ in points[evaluate]))
     figure.suptitle(f"protocol {rows[0]['protocol']}, {rows[0]['model']}")
     figure.savefig(path, dpi=150)
     plt.close(figure)

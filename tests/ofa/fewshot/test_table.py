@@ -6,7 +6,7 @@ import statistics
 import pytest
 from rich.console import Console
 
-from ofa.fewshot.plots import plot_comparison
+from ofa.fewshot import plots
 from ofa.fewshot.table import accuracy_table, mean_ranks, paired, paired_table, sections, write_csv
 
 
@@ -82,5 +82,19 @@ def test_files_are_written(tmp_path):
     write_csv(ROWS, tmp_path / "cells.csv")
     with (tmp_path / "cells.csv").open() as file:
         assert [float(line["accuracy"]) for line in csv.DictReader(file)] == [r["accuracy"] for r in ROWS]
-    plot_comparison([*ROWS, row("lora", "a", 0, 0.6)], tmp_path / "plot.png")
+
+
+def test_plots_name_every_point_inside_the_frame_and_equal_points_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots.plt, "close", lambda figure: None)
+    equal = [{**r, "method": "label-anchor"} for r in of("ofa")]
+    plots.plot_comparison([*ROWS, *equal, row("lora", "a", 0, 0.6)], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+    figure = plots.plt.gcf()
+    figure.canvas.draw()  # the file has more dots an inch
+    for axis in figure.axes[1:]:
+        assert [text.get_text() for text in axis.texts] == ["ln-tuning", "ofa\nlabel-anchor", "lora"]
+        frame = axis.get_window_extent()
+        assert all(text.get_window_extent().x1 < frame.x1 for text in axis.texts)
+        assert axis.get_ylim()[1] - axis.get_ylim()[0] >= plots.MIN_SPAN
+    monkeypatch.undo()
+    plots.plt.close(figure)
