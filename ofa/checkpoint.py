@@ -102,12 +102,15 @@ class Checkpoint:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of stopping between two halves of a step; a second one stops at once."""
+    """Ctrl-C sets the event instead of stopping between two halves of a step; a second one stops at once.
+
+    Where it is ignored, as in a job that a script put in the background, it stays so.
+    """
     wanted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield wanted
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def handler(number, frame):
         if wanted.is_set() or before is None:

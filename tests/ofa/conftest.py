@@ -1,5 +1,6 @@
 """A tiny random Llama and a tokenizer of its own: no download, float64 truth in milliseconds."""
 
+import signal
 import socket
 
 import pytest
@@ -119,3 +120,11 @@ def free_port() -> int:
 def reference_backend(monkeypatch):
     """The backend with the bits of LlamaRMSNorm; the kernels' rstd is more exact than eager PyTorch's."""
     monkeypatch.setenv("OFA_BACKEND", "reference")
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's handler of Ctrl-C, also where the tests were started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)

@@ -93,7 +93,7 @@ def run_history(path):
 
 
 def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(
-    tokenizer, task, shots, tmp_path, monkeypatch, undisturbed
+    tokenizer, task, shots, tmp_path, monkeypatch, undisturbed, ctrl_c
 ):
     path = tmp_path / "run.safetensors"
 
@@ -108,13 +108,20 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(
     assert len(run_history(path)) == 14
     history, weights = run(tokenizer, task, shots, path)
     assert history == undisturbed[0] and torch.equal(weights, undisturbed[1])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
 
 
-def test_ctrl_c_without_a_checkpoint_stops_too(tokenizer, task, shots, monkeypatch):
+def test_ctrl_c_without_a_checkpoint_stops_too(tokenizer, task, shots, monkeypatch, ctrl_c):
     stop_at(monkeypatch, 2, lambda *a: (os.kill(os.getpid(), signal.SIGINT), objective(*a))[1])
     with pytest.raises(KeyboardInterrupt, match=r"^stopped after 3 of [0-9]+ steps$"):
         run(tokenizer, task, shots, None)
+
+
+def test_an_ignored_ctrl_c_stays_ignored(tokenizer, task, shots, monkeypatch, ctrl_c):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop_at(monkeypatch, 2, lambda *a: (os.kill(os.getpid(), signal.SIGINT), objective(*a))[1])
+    run(tokenizer, task, shots, None)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_nan_leaves_the_last_good_checkpoint(tokenizer, task, shots, tmp_path, monkeypatch, undisturbed):

@@ -62,7 +62,7 @@ def test_adapt_then_predict(data, tmp_path, model_folder):
         assert float(row["bad"]) + float(row["good"]) == pytest.approx(1, abs=2e-4)
 
 
-def test_an_interrupted_adapt_goes_on_where_it_was(data, tmp_path, model_folder, monkeypatch):
+def test_an_interrupted_adapt_goes_on_where_it_was(data, tmp_path, model_folder, monkeypatch, ctrl_c):
     out, seen = tmp_path / "adapter", []
 
     def interrupting(model, batch, cfg, step):

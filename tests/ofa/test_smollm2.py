@@ -47,8 +47,7 @@ def test_zero_shot_accuracy_is_that_of_an_independent_pipeline(smollm2):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_patching_keeps_every_bit_on_the_reference_backend(smollm2, dtype, monkeypatch):
-    monkeypatch.setenv("OFA_BACKEND", "reference")
+def test_patching_keeps_every_bit_on_the_reference_backend(smollm2, dtype, reference_backend):
     model, inputs = copy.deepcopy(smollm2[0]).to(dtype), smollm2[1](SENTENCE, return_tensors="pt")
     with torch.no_grad():
         before = model(**inputs).logits

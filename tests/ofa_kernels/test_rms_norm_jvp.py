@@ -25,7 +25,7 @@ def test_it_is_torch_func_jvp(backend, k, offset):
 
 
 def test_gradients_of_everything(backend):
-    inputs = [t.requires_grad_() for t in problem(4, 9, k=(2,))]
+    inputs = [t.requires_grad_() for t in problem(2, 5, k=(2,))]
     assert torch.autograd.gradcheck(lambda *t: ok.rms_norm_jvp(*t, EPS), inputs)
     assert torch.autograd.gradgradcheck(lambda *t: ok.rms_norm_jvp(*t, EPS), inputs)
 
