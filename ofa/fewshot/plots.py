@@ -50,11 +50,11 @@ def plot_comparison(rows: Sequence[dict], path: Path) -> None:
     bars.set_ylabel("accuracy")
     bars.legend(fontsize=8, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
     fit.set_xscale("log")
+    fit.margins(x=0.25)  # room for names, here and at the right of the other
     for axis, name in ((fit, "training, s"), (evaluate, "inference, s per text")):
         for point, equal in points[axis].items():
             axis.scatter(*point, color=colors[equal[0]])
             axis.annotate("\n".join(equal), point, fontsize=8, xytext=(4, 3), textcoords="offset points")
-        axis.margins(x=0.25)  # room for names
         axis.set_xlabel(name)
         axis.set_ylabel("mean accuracy")
         low, high = axis.get_ylim()

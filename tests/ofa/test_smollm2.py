@@ -32,6 +32,13 @@ def smollm2():
         pytest.skip(f"no model: {error}")
 
 
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def model_and_inputs(smollm2, request):
+    """A copy in the type, and a sentence for it."""
+    model, tokenizer = smollm2
+    return copy.deepcopy(model).to(request.param), tokenizer(SENTENCE, return_tensors="pt")
+
+
 def rows(split):
     path = DATA / "trec" / f"{split}.jsonl"
     if not path.is_file():
@@ -46,9 +53,8 @@ def test_zero_shot_accuracy_is_that_of_an_independent_pipeline(smollm2):
     assert accuracy == pytest.approx(0.240, abs=0.008)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_patching_keeps_every_bit_on_the_reference_backend(smollm2, dtype, reference_backend):
-    model, inputs = copy.deepcopy(smollm2[0]).to(dtype), smollm2[1](SENTENCE, return_tensors="pt")
+def test_patching_keeps_every_bit_on_the_reference_backend(model_and_inputs, reference_backend):
+    model, inputs = model_and_inputs
     with torch.no_grad():
         before = model(**inputs).logits
         report = ofa.patch_model(model)
@@ -57,10 +63,9 @@ def test_patching_keeps_every_bit_on_the_reference_backend(smollm2, dtype, refer
         assert torch.equal(model(**inputs).logits, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_logits_of_the_fused_norms_are_as_near_to_float64_as_the_models_own(smollm2, dtype):
+def test_logits_of_the_fused_norms_are_as_near_to_float64_as_the_models_own(model_and_inputs):
     """Eager's rstd isn't rounded correctly, ours may differ in its last bit: only luck makes one nearer."""
-    model, inputs = copy.deepcopy(smollm2[0]).to(dtype), smollm2[1](SENTENCE, return_tensors="pt")
+    model, inputs = model_and_inputs
     with torch.no_grad():
         truth = copy.deepcopy(model).double()(**inputs).logits
         own = (model(**inputs).logits - truth).norm()
