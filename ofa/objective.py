@@ -13,7 +13,7 @@ from ofa.paper_code import paper_code_terms
 from ofa.quantised import check_derivatives
 from ofa.sharpness import layer_sharpness
 from ofa.states import token_states
-from ofa.training import Schedule
+from ofa.training import Schedule, check_count
 from ofa_kernels.probes import mix
 from ofa_kernels.reference import accumulation_dtype
 
@@ -65,22 +65,19 @@ class OFAConfig:
         return Schedule(*settings, max_steps=max_steps, cosine_from_start=as_published)
 
     def __post_init__(self):
-        for name in ("n_probes", "sharpness_every", "epochs", "batch_size"):
-            value = getattr(self, name)
-            if name == "batch_size" and value is None:
-                continue
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"OFAConfig: {name} must be an integer of at least 1, got {value}")
         if self.terms not in TERMS:
-            raise ValueError(f"OFAConfig: terms must be one of {TERMS}, got {self.terms!r}")
-        for name in ("lambda_step", "lambda_sharp", "lr", "weight_decay"):
+            raise ValueError(f"terms must be one of {TERMS}, got {self.terms!r}")
+        for name in ("n_probes", "sharpness_every"):
+            check_count(name, getattr(self, name))
+            if self.terms == "paper_code" and getattr(self, name) != 1:
+                raise ValueError(
+                    f"the authors' code has one probe at every step, so {name} must be 1 with "
+                    f"terms='paper_code', got {getattr(self, name)}"
+                )
+        for name in ("lambda_step", "lambda_sharp"):
             if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"OFAConfig: {name} must be finite, got {getattr(self, name)}")
-        if self.lr <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"OFAConfig: lr must be positive and weight_decay not negative, got {self.lr} and "
-                f"{self.weight_decay}"
-            )
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        self.schedule()  # which refuses what can't be trained with
 
 
 @dataclass(frozen=True)

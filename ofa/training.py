@@ -18,6 +18,12 @@ WARMUP_SHARE = 0.05
 SHORT_NAMES = {"loss": "loss", "cross_entropy": "CE", "step_ratio": "J", "sharpness": "H"}
 
 
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless the value is an integer of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value}")
+
+
 class NonFiniteError(FloatingPointError):
     """A loss term or the gradient became NaN or infinite; the weights are those of the last good step."""
 
@@ -34,6 +40,10 @@ class Schedule:
         seed: of the examples' order.
         max_steps: stop after so many steps; the learning rate is that of the whole run.
         cosine_from_start: the cosine counts the warm-up too, as the OFA authors' code has it.
+
+    Raises:
+        ValueError: `epochs` or `batch_size` is no integer of at least 1, `lr` is not positive, `weight_decay`
+            is negative, or one of these two is not finite.
     """
 
     lr: float
@@ -43,6 +53,15 @@ class Schedule:
     seed: int = 0
     max_steps: int | None = None
     cosine_from_start: bool = False
+
+    def __post_init__(self):
+        check_count("epochs", self.epochs)
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size)
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
 
     def batches(self, n_examples: int) -> Iterator[tuple[int, list[int]]]:
         """(epoch, indices) of every step, freshly shuffled each epoch."""

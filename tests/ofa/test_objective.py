@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,12 @@ def test_nonsense_settings_are_refused(field):
 def test_numbers_that_are_none_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         OFAConfig(**setting)
+
+
+def test_probes_that_the_authors_code_would_ignore_are_refused():
+    for field in ("n_probes", "sharpness_every"):
+        with pytest.raises(ValueError, match=f"so {field} must be 1 .* got 2"):
+            replace(OFAConfig.paper_code(), **{field: 2})
 
 
 def test_one_layer_has_no_sharpness_term():
