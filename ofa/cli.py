@@ -2,7 +2,6 @@
 
 import csv
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -132,6 +131,7 @@ def adapt(
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
     with _plain_errors():
+        from ofa.adapt import adapt_and_test
         from ofa.classifier import FewShotClassifier
         from ofa.fewshot.protocol import draw_shots, draw_test, number_labels, read_rows
         from ofa.objective import OFAConfig
@@ -156,37 +156,7 @@ def adapt(
         classifier = FewShotClassifier(
             model, words, template.replace("\\n", "\n"), config, dtype=_dtype(dtype)
         )
-        _adapt(classifier, chosen, held_out, out)
-
-
-def _adapt(classifier, shots: list[dict], test: list[dict], out: Path) -> None:
-    from ofa.history import write_history
-
-    texts, labels = [row["text"] for row in test], [row["label"] for row in test]
-    before = classifier.score(texts, name="zero-shot").accuracy(labels) if test else None
-    words = classifier.task.label_words
-    unfinished = out / "unfinished.safetensors"
-    classifier.fit([s["text"] for s in shots], [words[s["label"]] for s in shots], unfinished)
-    result = classifier.result_
-    classifier.save(out)
-    write_history(result.history, out)
-    unfinished.unlink()
-    record = {"seconds_fit": result.seconds, "shots": len(shots), "n_test": len(test)}
-    if test:
-        scores = classifier.score(texts, name="adapted")
-        record |= {"accuracy_zero_shot": before, "accuracy": scores.accuracy(labels)}
-        counts = ", ".join(f"{labels.count(i)} {word}" for i, word in enumerate(words))
-        table = Table(
-            title=f"accuracy on {len(test)} rows that were not learnt from ({counts})", min_width=60
-        )
-        table.add_column("zero-shot", justify="right")
-        table.add_column("adapted", justify="right")
-        table.add_row(f"{before:.3f}", f"{record['accuracy']:.3f}")
-        console.print(table)
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    last = result.history[-1]
-    console.print(f"adapted on {len(shots)} texts in {result.seconds:.1f} s, final loss {last['loss']:.4g}")
-    console.print(f"adapter: {out}, with training.json, history.jsonl and history.png", highlight=False)
+        adapt_and_test(classifier, chosen, held_out, out, console)
     _say_how_to_use(out)
 
 
