@@ -57,7 +57,7 @@ def mcnemar(first: torch.Tensor, second: torch.Tensor) -> tuple[int, int, float]
 def trained(model: str, data: Path, task: str, seed: int) -> dict[str, torch.Tensor]:
     """[n] bool, which test items are right after OFA in each type."""
     chosen, pool, test = catalog.load(task, data)
-    shots, _ = draw_shots(pool, catalog.DATA_SETS[task].shots, seed, chosen.label_words)
+    shots, _ = draw_shots(pool, catalog.find(task, data).shots, seed, chosen.label_words)
     labels, right = torch.tensor([row["label"] for row in test]), {}
     for dtype in (FLOAT, SHORT):
         lm, tokenizer = ofa.models.load(model, dtype=dtype)
