@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,16 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
+def folded(name: str, width: int) -> str:
+    """A method's name in lines of up to `width` characters, broken before its options only."""
+    lines = [""]
+    for part in re.split(r"(?<=[:+])(?=\S)", name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class Section:
     """A titled table of text, for the screen and for Markdown."""
@@ -28,6 +39,8 @@ class Section:
         """For the screen; where it is too narrow, columns go on below, beside the first one again."""
         # a space on both sides and a line
         widths = [3 + max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        # long names take several lines and leave room for numbers
+        widths[0] = min(widths[0], options.max_width // 2, options.max_width - 1 - max(widths[1:]))
         blocks, room = [], 0
         for i, width in enumerate(widths[1:], 1):
             if not blocks or width > room:
@@ -38,9 +51,9 @@ class Section:
         for block in blocks:
             table = Table(title=self.title if block is blocks[0] else None)
             for i in block:
-                table.add_column(self.header[i], justify="right" if i else "left")
-            for row in self.rows:
-                table.add_row(*(row[i] for i in block))
+                table.add_column(self.header[i], justify="right" if i else "left", overflow="fold")
+            for name, *cells in self.rows:
+                table.add_row(folded(name, widths[0] - 3), *(cells[i - 1] for i in block[1:]))
             yield table
 
     def markdown(self) -> str:
@@ -174,13 +187,19 @@ def paired_table(rows: Sequence[dict], protocol: str, reference: str) -> Section
     )
 
 
-def sections(rows: Sequence[dict]) -> list[Section]:
-    """All tables, protocol by protocol; never two in one. The reference is LN-tuning, the real competitor."""
+def sections(rows: Sequence[dict], against: str | None = None) -> list[Section]:
+    """All tables, protocol by protocol; never two in one.
+
+    Args:
+        rows: finished cells.
+        against: the reference of the paired differences; a protocol without it has no table of them. None
+            for LN-tuning, the real competitor, or where it was not run the first method.
+    """
     found = []
     for protocol in sorted(_ordered(rows, "protocol")):
         own = _of(rows, protocol=protocol)
         methods = _ordered(own, "method")
-        reference = "ln-tuning" if "ln-tuning" in methods else methods[0]
+        reference = against or ("ln-tuning" if "ln-tuning" in methods else methods[0])
         found += [accuracy_table(own, protocol), paired_table(own, protocol, reference)]
     return [section for section in found if section is not None]
 

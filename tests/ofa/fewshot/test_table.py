@@ -7,7 +7,15 @@ import pytest
 from rich.console import Console
 
 from ofa.fewshot import plots
-from ofa.fewshot.table import accuracy_table, mean_ranks, paired, paired_table, sections, write_csv
+from ofa.fewshot.table import (
+    accuracy_table,
+    folded,
+    mean_ranks,
+    paired,
+    paired_table,
+    sections,
+    write_csv,
+)
 
 
 def row(method, task, seed, accuracy, protocol="A"):
@@ -78,6 +86,55 @@ def test_a_narrow_screen_loses_no_digit(width):
     assert words.count("ofa") == {30: 5, 60: 2, 200: 1}[width]
 
 
+LONG = "ofa:lambda_step=0.03+lambda_sharp=0.1+lr=0.003+epochs=60"
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (100, [LONG]),
+        (40, ["ofa:lambda_step=0.03+lambda_sharp=0.1+", "lr=0.003+epochs=60"]),
+        (5, ["ofa:", "lambda_step=0.03+", "lambda_sharp=0.1+", "lr=0.003+", "epochs=60"]),
+    ],
+)
+def test_names_are_broken_before_options_only(width, lines):
+    assert folded(LONG, width).split("\n") == lines
+    assert folded("CE + J", 2) == "CE + J"
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (40, ["ofa:", "lambda_step=0.03+", "lambda_sharp=0.1+", "lr=0.003+", "epochs=60"]),
+        (80, ["ofa:lambda_step=0.03+", "lambda_sharp=0.1+lr=0.003+epochs=60"]),
+        (200, [LONG]),
+    ],
+)
+def test_long_names_take_no_room_from_numbers(width, lines):
+    table = accuracy_table([*ROWS, row(LONG, "a", 0, 0.123)], "A")
+    console = Console(width=width, file=io.StringIO())
+    console.print(table)
+    printed = console.file.getvalue().splitlines()
+    cells = [[cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]] for line in printed]
+    assert max(map(len, printed)) <= width
+    assert {"0.750 ± 0.050", "0.123", *table.header} <= {cell for line in cells for cell in line}
+    firsts = [line[0] for line in cells if line]
+    start = firsts.index("ofa") + 1
+    assert firsts[start : start + len(lines)] == lines
+
+
+def test_the_reference_is_the_one_asked_for_else_ln_tuning_else_the_first():
+    def references(rows, *against):
+        return [s.title.split()[1] for s in sections(rows, *against) if s.title.startswith("against")]
+
+    icl = [row("icl", "a", s, 0.9) for s in range(3)]
+    assert references(ROWS) == ["ln-tuning"]
+    assert references([*icl, *of("ofa")]) == ["icl"]
+    assert references([*icl, *ROWS], "ofa") == ["ofa"]
+    elsewhere = [*ROWS, *(row("icl", "a", s, 0.9, "B") for s in range(3))]
+    assert references(elsewhere, "ofa") == ["ofa"], "protocol B has no OFA to compare with"
+
+
 def test_files_are_written(tmp_path):
     write_csv(ROWS, tmp_path / "cells.csv")
     with (tmp_path / "cells.csv").open() as file:
@@ -96,5 +153,25 @@ def test_plots_name_every_point_inside_the_frame_and_equal_points_once(tmp_path,
         frame = axis.get_window_extent()
         assert all(text.get_window_extent().x1 < frame.x1 for text in axis.texts)
         assert axis.get_ylim()[1] - axis.get_ylim()[0] >= plots.MIN_SPAN
+    monkeypatch.undo()
+    plots.plt.close(figure)
+
+
+def test_plots_number_points_where_names_are_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots.plt, "close", lambda figure: None)
+    others = [f"{LONG}+batch_size={i}" for i in range(10)]
+    rows = [*ROWS, *(row(name, "a", 0, 0.6 + i / 100) for i, name in enumerate(others))]
+    plots.plot_comparison(rows, tmp_path / "plot.png")
+    figure = plots.plt.gcf()
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels[:2] == ["1  ln-tuning", "2  ofa"]
+    assert [label.replace("\n", "") for label in labels[2:]] == [f"{i}  {m}" for i, m in enumerate(others, 3)]
+    for axis in figure.axes[1:]:
+        assert [text.get_text() for text in axis.texts] == [str(i) for i in range(1, 13)]
+    inside, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= inside.x0 and inside.x1 <= page.x1 and inside.y1 <= page.y1
+    assert all(axis.get_window_extent().y1 < inside.y0 for axis in figure.axes)
     monkeypatch.undo()
     plots.plt.close(figure)
