@@ -218,14 +218,24 @@ def export(
 
 
 @app.command(
-    epilog="Example: [bold]ofa compare --tasks sst2,trec --methods zero-shot,icl,ln-tuning,ofa --seeds 3[/]"
+    epilog="Example: [bold]ofa compare --tasks sst2,trec --seeds 3 "
+    "--methods ln-tuning,ofa:lambda_sharp=0.1,lora:lr=3e-3+r=4[/]"
 )
 def compare(
     tasks: Annotated[
         str,
-        typer.Option(help="Comma-separated names of data sets, or .jsonl, .csv and .tsv files of your own."),
+        typer.Option(
+            help="Comma-separated names of data sets, or .jsonl, .csv and .tsv files of your own. all: those "
+            "that tasks.json defines, else the nine built-in ones."
+        ),
     ],
-    methods: Annotated[str, typer.Option(help="Comma-separated; a wrong name lists them.")] = "all",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated; a wrong name lists them. Numeric options follow a colon, joined by +: "
+            "ofa:lr=3e-3+lambda_sharp=0.1; a wrong one lists them. all: every method without options."
+        ),
+    ] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="How many draws of the shots.")] = 5,
     shots: Annotated[
         int | None, typer.Option(min=1, help="Examples per class; default: 5, and 1 for dbpedia.")
@@ -235,7 +245,11 @@ def compare(
     ] = "A",
     model: Annotated[str, typer.Option(help="A name, a folder or a hub id.")] = "smollm2-135m-instruct",
     data: Annotated[
-        Path | None, typer.Option(help="Folder of NAME/train.jsonl and test.jsonl; default: the hub.")
+        Path | None,
+        typer.Option(
+            help="Folder of NAME/train.jsonl and test.jsonl; default: the hub. A tasks.json in it "
+            "({NAME: {template, label_words}}) defines tasks of your own, which win over built-in ones."
+        ),
     ] = None,
     test_items: Annotated[int, typer.Option(min=1, help="Test on up to so many rows.")] = 500,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Cap on optimiser steps.")] = None,
@@ -268,8 +282,14 @@ def compare(
         )  # fmt: skip
 
 
-@app.command(epilog="Example: [bold]ofa table results/smollm2[/]")
-def table(folder: Annotated[Path, typer.Argument(help="Where compare wrote cells*.jsonl.")]) -> None:
+@app.command(epilog="Example: [bold]ofa table results/smollm2 --against ln-tuning:lr=3e-3[/]")
+def table(
+    folder: Annotated[Path, typer.Argument(help="Where compare wrote cells*.jsonl.")],
+    against: Annotated[
+        str | None,
+        typer.Option(help="The method that the others are paired with; default: ln-tuning, else the first."),
+    ] = None,
+) -> None:
     """Recompute every table, the CSV and the plots of a comparison from its cells."""
     with _plain_errors():
         from ofa.fewshot.compare import read_cells
@@ -278,14 +298,18 @@ def table(folder: Annotated[Path, typer.Argument(help="Where compare wrote cells
         rows = read_cells(folder)
         if not rows:
             raise ValueError(f"{folder} holds no cells*.jsonl with finished cells")
-        show(rows, folder, console)
+        show(rows, folder, console, against)
 
 
 @app.command(epilog="Example: [bold]ofa probe --task sst2 --test-items 200 --out probe/sst2[/]")
 def probe(
     task: Annotated[str, typer.Option(help="The name of a data set.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of NAME/train.jsonl and test.jsonl; default: the hub.")
+        Path | None,
+        typer.Option(
+            help="Folder of NAME/train.jsonl and test.jsonl, and of a tasks.json with tasks of your own; "
+            "default: the hub."
+        ),
     ] = None,
     shots: Annotated[
         int | None, typer.Option(min=1, help="Examples per class; default: 5, and 1 for dbpedia.")
@@ -309,7 +333,7 @@ def probe(
         from ofa.training import progress_bar
 
         chosen, pool, test = catalog.load(task, data)
-        per_class = shots or catalog.DATA_SETS[task].shots
+        per_class = shots or catalog.find(task, data).shots
         drawn, _ = draw_shots(pool, per_class, seed, chosen.label_words)
         lm, tokenizer = models.load(model, _dtype(dtype))
         config = OFAConfig(seed=seed)

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ofa.fewshot.methods import METHODS, Setting
+from ofa.fewshot.methods import Setting
 from ofa.fewshot.metrics import metrics
 from ofa.fewshot.protocol import draw_shots
 from ofa.fewshot.tasks import Task
+from ofa.fewshot.variants import method_of
 from ofa.models import Source
 
 PROTOCOLS = ("A", "B")
@@ -47,7 +48,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything that determines a number of the table."""
+    """Everything that determines a number of the table; `method` is a name that `method_of` gave."""
 
     task: str
     method: str
@@ -92,13 +93,15 @@ def plan(
 ) -> list[tuple[Pool, Cell]]:
     """All cells, seed by seed, so that a run that is cut short has whole seeds.
 
-    Raises:
-        ValueError: an unknown method or protocol.
+    Args:
+        pools: the tasks.
+        methods: names that `method_of` gave, so that equal settings are one cell.
+        protocols: of `PROTOCOLS`.
+        seeds: of the draws.
+        source: the model's.
+        dtype: the model's.
+        max_steps: cap on optimiser steps.
     """
-    for names, known, what in ((methods, METHODS, "method"), (protocols, PROTOCOLS, "protocol")):
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise ValueError(f"unknown {what} {unknown[0]!r}; known are {', '.join(known)}")
     cells = []
     for seed, pool, protocol, method in product(seeds, pools, protocols, methods):
         cell = Cell(
@@ -174,7 +177,7 @@ def run_cell(
         model, tokenizer, pool.task, shots, cell.protocol, cell.seed, cell.max_steps, progress=False
     )
     begin = time.perf_counter()
-    with METHODS[cell.method].fit(setting) as fitted:
+    with method_of(cell.method).fit(setting) as fitted:
         middle = time.perf_counter()
         scores = fitted.score([row["text"] for row in pool.test], track)
         end = time.perf_counter()

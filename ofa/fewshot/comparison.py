@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,14 +21,13 @@ from rich.progress import (
 
 from ofa import models
 from ofa.fewshot import catalog
-from ofa.fewshot.compare import Cell, Pool, compare, plan, read_cells
+from ofa.fewshot.compare import PROTOCOLS, Cell, Pool, compare, plan, read_cells
 from ofa.fewshot.methods import METHODS
 from ofa.fewshot.plots import plot_comparison
 from ofa.fewshot.protocol import SUFFIXES, draw_test, number_labels, read_rows
 from ofa.fewshot.table import accuracy_table, sections, write_csv
 from ofa.fewshot.tasks import Task
-
-TEST_SEED = 42  # one test set for all methods and seeds
+from ofa.fewshot.variants import method_of
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,17 @@ class Comparison:
     """The command's options.
 
     Attributes:
-        tasks: names of the catalog, or files of labelled rows.
-        methods: names of methods; "all" is every one.
-        protocols: "A", "B" or both.
+        tasks: names of the catalog, or files of labelled rows; "all" is every task that the folder's
+            tasks.json defines, or without one every task of the paper's table.
+        methods: names of methods, with options or without (`method_of`); "all" is every one without.
+        protocols: "A", "B" or both; "all" is both.
         seeds: how many, from 0 on.
         out: folder of the cells, tables and plots.
         shots: examples per class; None for the catalog's number.
         test_items: test on up to so many rows.
         max_steps: cap on optimiser steps.
         model: a name, folder or hub id.
-        data: folder of local data sets; None for the hub.
+        data: folder of local data sets and of a tasks.json that defines more; None for the hub.
         template: of tasks that are files.
         dtype: the model's; None for what is fast.
         whole_words: score label words by all of their tokens.
@@ -64,18 +65,43 @@ class Comparison:
     dtype: torch.dtype | None = None
     whole_words: bool = False
 
+    def resolved(self) -> "Comparison":
+        """The same with "all" spelled out, every method under its one name, and nothing twice.
+
+        Raises:
+            ValueError: every unknown task, method, option and protocol, a line each; or a malformed
+                tasks.json.
+        """
+        known, wrong = catalog.data_sets(self.data), []
+        own = [name for name, entry in known.items() if entry.repo is None]
+        found = replace(
+            self,
+            tasks=_accepted(self.tasks, own or known, self._task, wrong),
+            methods=_accepted(self.methods, METHODS, lambda text: method_of(text).name, wrong),
+            protocols=_accepted(self.protocols, PROTOCOLS, _protocol, wrong),
+        )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return found
+
+    def _task(self, name: str) -> str:
+        if Path(name).suffix not in SUFFIXES:
+            catalog.find(name, self.data)
+        return name
+
     def pools(self) -> list[Pool]:
         """The tasks' rows."""
         pools = [self._pool(name) for name in self.tasks]
         return [replace(pool, task=replace(pool.task, whole_words=self.whole_words)) for pool in pools]
 
     def _pool(self, name: str) -> Pool:
-        if name in catalog.DATA_SETS or Path(name).suffix not in SUFFIXES:
+        known = catalog.data_sets(self.data)
+        if name in known:
             task, rows, test = catalog.load(name, self.data)
-            return Pool(task, rows, test[: self.test_items], self.shots or catalog.DATA_SETS[name].shots)
+            return Pool(task, rows, test[: self.test_items], self.shots or known[name].shots)
         rows, words = number_labels(read_rows(name))
         task = Task(Path(name).stem, self.template, words)
-        test = draw_test(rows, min(self.test_items, len(rows) // 2), TEST_SEED, len(words))
+        test = draw_test(rows, min(self.test_items, len(rows) // 2), catalog.TEST_SEED, len(words))
         tested = {row["text"] for row in test}
         pool, shots = [row for row in rows if row["text"] not in tested], self.shots or 5
         counts = Counter(row["label"] for row in pool)
@@ -87,6 +113,32 @@ class Comparison:
                 f"at least {2 * shots} rows of each class, or give --shots"
             )
         return Pool(task, pool, test, shots)
+
+
+def _protocol(name: str) -> str:
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}")
+    return name
+
+
+@contextmanager
+def _noted(wrong: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        wrong.append(str(error))
+
+
+def _accepted(
+    names: Iterable[str], every: Iterable[str], check: Callable[[str], str], wrong: list[str]
+) -> list[str]:
+    """What `check` makes of the names, each once; its complaints are added to `wrong`."""
+    found = {}
+    for text in names:
+        for name in every if text == "all" else [text]:
+            with _noted(wrong):
+                found[check(name)] = None
+    return list(found)
 
 
 def _processes() -> tuple[int, int]:
@@ -143,15 +195,16 @@ def run(options: Comparison, console: Console | None = None) -> None:
     """Run what is missing, and when nothing is, print the tables and write them, the CSV and the plots.
 
     Raises:
-        ValueError: an unknown task, method or protocol, or too few examples.
+        ValueError: unknown tasks, methods, options or protocols, a malformed tasks.json, or too few examples.
     """
     console = console or Console()
-    methods = list(METHODS) if list(options.methods) == ["all"] else options.methods
-    share = _processes()
+    options, share = options.resolved(), _processes()
     pools = options.pools()
     model, tokenizer = models.load(options.model, options.dtype)
     source, dtype = models.source_of(model), model.dtype
-    planned = plan(pools, methods, options.protocols, range(options.seeds), source, dtype, options.max_steps)
+    planned = plan(
+        pools, options.methods, options.protocols, range(options.seeds), source, dtype, options.max_steps
+    )
     for pool in pools:
         pool.task.label_ids(tokenizer)  # colliding label words are refused before hours of work
     console.print(
@@ -183,9 +236,31 @@ def report(planned: Sequence[tuple[Pool, Cell]], folder: Path, console: Console)
     show(rows, folder, console)
 
 
-def show(rows: Sequence[dict], folder: Path, console: Console) -> None:
-    """Print the cells' tables; write them as tables.md, the cells as cells.csv, and a plot a protocol."""
-    found = sections(rows)
+def _one_of(methods: Sequence[str], text: str) -> str:
+    name = text
+    with suppress(ValueError):  # the rows may be of a method that is not known here
+        name = method_of(text).name
+    if name not in methods:
+        raise ValueError(f"no cell is of {text!r}; there are {', '.join(methods)}")
+    return name
+
+
+def show(rows: Sequence[dict], folder: Path, console: Console, against: str | None = None) -> None:
+    """Print the cells' tables; write them as tables.md, the cells as cells.csv, and a plot a protocol.
+
+    Args:
+        rows: finished cells.
+        folder: where to write.
+        console: where to print.
+        against: the method that the others are paired with, as in the rows or as `method_of` reads it; None
+            for LN-tuning.
+
+    Raises:
+        ValueError: no row is of this method.
+    """
+    if against is not None:
+        against = _one_of(sorted({row["method"] for row in rows}), against)
+    found = sections(rows, against)
     for section in found:
         console.print(section)
     (folder / "tables.md").write_text("\n".join(section.markdown() for section in found), encoding="utf-8")

@@ -78,6 +78,10 @@ class Method(Protocol):
 
     Attributes:
         name: as on the command line and in tables.
+
+    A method whose settings can be chosen is a frozen dataclass of `name` and `options`, which is a frozen
+    dataclass too: its numeric fields, but for those that a `Setting` decides, are what `ofa.fewshot.variants`
+    lets a name like `lora:r=4` change.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -94,27 +94,29 @@ def noisy(change: Change, generator: torch.Generator) -> Change:
     return changed
 
 
-def calibrate(setting: Setting, vectors: Tensor, scalars: nn.Parameter) -> int:
+def calibrate(setting: Setting, vectors: Tensor, scalars: nn.Parameter, schedule: Schedule) -> int:
     """Train the scalars in place, on the shots' zero-shot prompts under noise; the steps taken."""
     generator = torch.Generator(vectors.device).manual_seed(setting.seed)
     change = noisy(injection(vectors, scalars), generator)
     with frozen(setting.model), outputs_changed(setting.model, change):
-        return train_on_shots(setting, [scalars], SCHEDULE)
+        return train_on_shots(setting, [scalars], schedule)
 
 
+@dataclass(frozen=True)
 class I2CL:
     """Context vectors, injected at every token with four trained scalars a layer.
 
     Li et al. 2024, "Implicit In-context Learning", with the settings of the authors' public code.
     """
 
-    name = "i2cl"
+    name: str = "i2cl"
+    options: Schedule = SCHEDULE
 
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:
         """Read the vectors, calibrate the scalars, and inject until leaving."""
         vectors = context_vectors(setting)
         scalars = initial_scalars(vectors)
-        n_steps = calibrate(setting, vectors, scalars)
+        n_steps = calibrate(setting, vectors, scalars, self.options)
         with outputs_changed(setting.model, injection(vectors, scalars)):
             yield Fitted(setting.scorer(), scalars.numel(), n_steps)

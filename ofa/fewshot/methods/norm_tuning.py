@@ -15,7 +15,7 @@ class NormTuning:
     """Norm weights trained under a configuration."""
 
     name: str
-    config: OFAConfig
+    options: OFAConfig
 
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:
@@ -27,7 +27,7 @@ class NormTuning:
                 setting.tokenizer,
                 setting.task,
                 setting.shots,
-                replace(self.config, seed=setting.seed),
+                replace(self.options, seed=setting.seed),
                 setting.progress,
                 setting.max_steps,
             )

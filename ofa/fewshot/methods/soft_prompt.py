@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from peft import PromptEmbedding, PromptTuningConfig
@@ -13,6 +13,8 @@ from ofa.families import causal_lm, family_of
 from ofa.fewshot.methods.base import Fitted, Setting
 from ofa.fewshot.methods.peft_training import frozen, seeded, train_on_shots
 from ofa.training import Schedule
+
+SCHEDULE = Schedule(lr=0.1, weight_decay=1e-3, epochs=50, batch_size=4)
 
 
 class _Tokenizer:
@@ -42,6 +44,7 @@ class _Embedding(nn.Module):
         return torch.where(is_virtual[..., None], self.virtual.to(embedded.dtype), embedded)
 
 
+@dataclass(frozen=True)
 class SoftPrompt:
     """One virtual token (Lester et al. 2021), initialised as PEFT does, held in float32.
 
@@ -50,7 +53,8 @@ class SoftPrompt:
     are computed once need no case of their own.
     """
 
-    name = "soft-prompt"
+    name: str = "soft-prompt"
+    options: Schedule = SCHEDULE
 
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:
@@ -68,8 +72,7 @@ class SoftPrompt:
         with frozen(setting.model):
             setattr(decoder, family.embedding, _Embedding(words, virtual))
             try:
-                schedule = Schedule(lr=0.1, weight_decay=1e-3, epochs=50, batch_size=4)
-                n_steps = train_on_shots(extended, [virtual], schedule)
+                n_steps = train_on_shots(extended, [virtual], self.options)
                 yield Fitted(extended.scorer(), virtual.numel(), n_steps)
             finally:
                 setattr(decoder, family.embedding, words)

@@ -111,12 +111,21 @@ def test_what_must_be_equal_is_run_once(model, tokenizer, pool, tmp_path, monkey
     assert ran == [("zero-shot", "A", 0), ("icl", "A", 0), ("icl", "A", 1)]
 
 
-@pytest.mark.parametrize(
-    ("option", "message"), [("methods", "unknown method 'x'"), ("protocols", "unknown protocol")]
-)
-def test_unknown_names_are_refused(pool, option, message):
-    with pytest.raises(ValueError, match=message):
-        planned(pool, **{option: ["x"]})
+@pytest.mark.parametrize("name", ["soft-prompt", "i2cl", "ia3", "lora", "ln-tuning", "ofa", "paper-code"])
+def test_a_cell_is_trained_with_the_options_in_its_name(model, tokenizer, pool, name):
+    cells = planned(pool, methods=[f"{name}:epochs=3+batch_size=2"], seeds=[0], max_steps=None)
+    ((_, cell),) = cells
+    row = run_cell(model, tokenizer, pool, cell)
+    assert row["method"] == f"{name}:epochs=3+batch_size=2"
+    assert row["n_steps"] == 3, "two shots, one step an epoch"
+
+
+def test_variants_are_cells_of_their_own_and_go_on_where_they_were(model, tokenizer, pool, tmp_path):
+    cells = planned(pool, methods=["ln-tuning", "ln-tuning:lr=0.5"], seeds=[0])
+    rows = [row for row, is_new in compare(model, tokenizer, cells, tmp_path) if is_new]
+    assert [row["method"] for row in rows] == ["ln-tuning", "ln-tuning:lr=0.5"]
+    assert rows[0]["calibration_error"] != rows[1]["calibration_error"]
+    assert [new for _, new in compare(model, tokenizer, cells, tmp_path)] == [False, False]
 
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):

@@ -2,11 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from ofa import models
 from ofa.cli import app
+from ofa.fewshot import catalog
+from ofa.fewshot.comparison import Comparison
+from ofa.fewshot.methods import METHODS
 
 WORDS = ("mild", "sharp", "plain", "odd", "bright", "dull")
 
@@ -60,6 +65,72 @@ def test_a_run_prints_and_writes_tables_and_goes_on_where_it_was(arguments, tmp_
     code, output = run("table", out)
     assert code == 0 and "against ln-tuning" in output
     assert (out / "tables.md").read_text() == tables
+
+
+def test_variants_are_named_in_cells_and_tables_and_run_once(arguments, tmp_path):
+    methods = "ln-tuning:lr=3e-3,ln-tuning:lr=0.003,ofa:lr=0.01+lambda_sharp=.1"
+    code, output = run(*arguments, "--methods", methods)
+    assert code == 0 and "4 cells run, 0 were there already" in output
+    names = ["ln-tuning:lr=0.003", "ofa:lambda_sharp=0.1+lr=0.01"]
+    lines = (tmp_path / "out" / "cells.jsonl").read_text().splitlines()
+    assert [json.loads(line)["method"] for line in lines] == 2 * names
+    tables = (tmp_path / "out" / "tables.md").read_text()
+    assert f"against {names[0]}, protocol A" not in tables and all(f"| {name} |" in tables for name in names)
+    code, output = run(*arguments, "--methods", "ofa:lambda_sharp=1e-1+lr=1e-2")
+    assert code == 0 and "0 cells run, 2 were there already" in output
+
+    code, output = run("table", tmp_path / "out", "--against", "ofa:lambda_sharp=1e-1+lr=1e-2")
+    assert code == 0
+    assert f"**against {names[1]} (mean rank" in (tmp_path / "out" / "tables.md").read_text()
+    for wrong in ("ln-tuning", "ln-tuning:lrr=1", "magic"):
+        code, output = run("table", tmp_path / "out", "--against", wrong)
+        assert code == 1 and f"no cell is of '{wrong}'; there are {names[0]}, {names[1]}" in output
+
+
+def test_all_is_every_method_without_options_and_nothing_comes_twice():
+    options = Comparison(["mr", "mr"], ["ofa:lr=1", "all", "ofa"], ["A"], 1, Path())
+    assert options.resolved().methods == ["ofa:lr=1", *METHODS]
+    assert options.resolved().tasks == ["mr"]
+
+
+@pytest.fixture
+def own_tasks(tmp_path):
+    """Two tasks of a folder's tasks.json, one of them of a built-in name."""
+    folder = tmp_path / "data"
+    definition = {"template": "Review: {text}\nIs:", "label_words": ["bad", "good"]}
+    for name in ("mine", "mr"):
+        (folder / name).mkdir(parents=True)
+        for split in ("train", "test"):
+            rows = [{"text": f"{split} {word} {i}", "label": i} for word in WORDS for i in range(2)]
+            (folder / name / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks.json").write_text(json.dumps({"mine": definition, "mr": definition}))
+    return folder
+
+
+def test_tasks_of_one_s_own_run_by_name(arguments, own_tasks, tmp_path):
+    code, output = run(*arguments, "--data", own_tasks, "--tasks", "all", "--seeds", 1)
+    assert code == 0 and "4 cells run" in output
+    assert "warning: mr is the task of" in output
+    rows = [json.loads(line) for line in (tmp_path / "out" / "cells.jsonl").read_text().splitlines()]
+    assert {(row["task"], row["n_test"]) for row in rows} == {("mine", 12), ("mr", 12)}
+    code, output = run(*arguments, "--data", own_tasks, "--tasks", "yours")
+    assert code == 1 and "unknown task 'yours'; known are sst2" in output and "emo, mine," in output
+
+
+def test_every_wrong_name_is_told_before_anything_is_loaded(arguments, monkeypatch):
+    for place, name in ((catalog, "load"), (models, "load")):
+        monkeypatch.setattr(place, name, lambda *_: pytest.fail("something was loaded"))
+    wrong = ("--methods", "magic,ofa:lr=0,icl,lora:rank=4", "--tasks", "sst2,imdb", "--protocol", "A,C")
+    code, output = run(*arguments, *wrong)
+    assert code == 1
+    for message in (
+        "'magic'",
+        "ofa:lr=0: lr must be",
+        "lora:rank=4: unknown option",
+        "'imdb'",
+        "protocol 'C'",
+    ):
+        assert message in output
 
 
 def test_a_process_of_several_takes_its_share(arguments, monkeypatch):

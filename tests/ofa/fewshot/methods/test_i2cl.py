@@ -85,7 +85,7 @@ def test_training_lowers_the_loss(setting, llama):
             return slow_loss(lambda text: slow_logits(llama, setting, text), setting)
 
     before, vectors_before = loss(), vectors.clone()
-    assert calibrate(setting, vectors, scalars) == 100 * 3
+    assert calibrate(setting, vectors, scalars, I2CL().options) == 100 * 3
     assert loss() < 0.9 * before
     assert (scalars != initial_scalars(vectors)).all() and torch.equal(vectors, vectors_before)
     assert all(torch.equal(value, bits[name]) for name, value in llama.state_dict().items())

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -119,6 +121,13 @@ def test_float32_in_a_bfloat16_model_and_quiet(tokenizer, task, shots, capfd):
         # rank 8 on 24 -> 24 and 24 -> 12, in three layers
         assert fitted.n_trainable == sum(p.numel() for p in trained) == 3 * 8 * (24 + 24 + 24 + 12)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_rank_is_that_of_the_options(llama, tokenizer, task, shots):
+    method = replace(LoRA(), options=replace(LoRA().options, r=2, lora_alpha=6))
+    with method.fit(setting_of(llama, tokenizer, task, shots, max_steps=1)) as fitted:
+        assert fitted.n_trainable == 3 * 2 * (24 + 24 + 24 + 12)
+        assert llama.model.layers[0].self_attn.q_proj.scaling == {"default": 3}
 
 
 def test_no_shots_are_refused(llama, tokenizer, task):
