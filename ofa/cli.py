@@ -236,7 +236,7 @@ def compare(
             "ofa:lr=3e-3+lambda_sharp=0.1; a wrong one lists them. all: every method without options."
         ),
     ] = "all",
-    seeds: Annotated[int, typer.Option(min=1, help="How many draws of the shots.")] = 5,
+    seeds: Annotated[str, typer.Option(help="How many draws of the shots, or which: 100-102.")] = "5",
     shots: Annotated[
         int | None, typer.Option(min=1, help="Examples per class; default: 5, and 1 for dbpedia.")
     ] = None,
@@ -268,15 +268,15 @@ def compare(
     there. On several devices: accelerate launch -m ofa compare … splits the cells.
     """
     with _plain_errors():
-        from ofa.fewshot.comparison import Comparison, run
+        from ofa.fewshot.comparison import Comparison, draws, run
 
         def split(names: str) -> list[str]:
             return [name.strip() for name in names.split(",") if name.strip()]
 
         run(
             Comparison(
-                split(tasks), split(methods), split(protocol), seeds, out, shots, test_items, max_steps,
-                model, data, template.replace("\\n", "\n"), _dtype(dtype), whole_words,
+                split(tasks), split(methods), split(protocol), draws(seeds), out, shots, test_items,
+                max_steps, model, data, template.replace("\\n", "\n"), _dtype(dtype), whole_words,
             ),
             console,
         )  # fmt: skip

@@ -30,6 +30,21 @@ from ofa.fewshot.tasks import Task
 from ofa.fewshot.variants import method_of
 
 
+def draws(text: str) -> range:
+    """The draws that `5` (the first five, 0 to 4) or `100-102` stands for.
+
+    Raises:
+        ValueError: it is neither, or there is none.
+    """
+    first, dash, last = text.strip().partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise ValueError(f"seeds must be a number of draws or a range such as 100-102, got {text!r}")
+    found = range(int(first), int(last) + 1) if dash else range(int(first))
+    if not found:
+        raise ValueError(f"seeds {text!r} are no draw at all; give at least 1, or a range such as 100-102")
+    return found
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The command's options.
@@ -39,7 +54,7 @@ class Comparison:
             tasks.json defines, or without one every task of the paper's table.
         methods: names of methods, with options or without (`method_of`); "all" is every one without.
         protocols: "A", "B" or both; "all" is both.
-        seeds: how many, from 0 on.
+        seeds: of the draws.
         out: folder of the cells, tables and plots.
         shots: examples per class; None for the catalog's number.
         test_items: test on up to so many rows.
@@ -54,7 +69,7 @@ class Comparison:
     tasks: Sequence[str]
     methods: Sequence[str]
     protocols: Sequence[str]
-    seeds: int
+    seeds: range
     out: Path
     shots: int | None = None
     test_items: int = catalog.N_TEST
@@ -202,9 +217,7 @@ def run(options: Comparison, console: Console | None = None) -> None:
     pools = options.pools()
     model, tokenizer = models.load(options.model, options.dtype)
     source, dtype = models.source_of(model), model.dtype
-    planned = plan(
-        pools, options.methods, options.protocols, range(options.seeds), source, dtype, options.max_steps
-    )
+    planned = plan(pools, options.methods, options.protocols, options.seeds, source, dtype, options.max_steps)
     for pool in pools:
         pool.task.label_ids(tokenizer)  # colliding label words are refused before hours of work
     console.print(

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ofa import models
 from ofa.cli import app
 from ofa.fewshot import catalog
-from ofa.fewshot.comparison import Comparison
+from ofa.fewshot.comparison import Comparison, draws
 from ofa.fewshot.methods import METHODS
 
 WORDS = ("mild", "sharp", "plain", "odd", "bright", "dull")
@@ -88,9 +88,20 @@ def test_variants_are_named_in_cells_and_tables_and_run_once(arguments, tmp_path
 
 
 def test_all_is_every_method_without_options_and_nothing_comes_twice():
-    options = Comparison(["mr", "mr"], ["ofa:lr=1", "all", "ofa"], ["A"], 1, Path())
+    options = Comparison(["mr", "mr"], ["ofa:lr=1", "all", "ofa"], ["A"], range(1), Path())
     assert options.resolved().methods == ["ofa:lr=1", *METHODS]
     assert options.resolved().tasks == ["mr"]
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("2", [0, 1]), ("100-102", [100, 101, 102]), (" 7-7 ", [7])])
+def test_draws_are_a_number_of_them_or_a_range(text, numbers):
+    assert list(draws(text)) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "0", "three", "-1", "3-", "-", "5-4", "1,2", "1.5"])
+def test_what_is_no_draw_is_refused(text):
+    with pytest.raises(ValueError, match="seeds"):
+        draws(text)
 
 
 @pytest.fixture
