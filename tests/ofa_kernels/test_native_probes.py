@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ofa_kernels import native, reference
@@ -50,7 +50,14 @@ def kernels(device):
         yield launch.rademacher, device
 
 
-@settings(deadline=None, derandomize=True, max_examples=40, database=None)
+# the device is the same for every example
+@settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     columns=st.integers(1, 300),
     ids=st.lists(words, min_size=1, max_size=3),

@@ -46,24 +46,6 @@ def stages(request, monkeypatch):
         cut(monkeypatch)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_interpreter():
-    """Let the interpreter patch a function that kernels call once, not at every call: half of its time."""
-    with pytest.MonkeyPatch.context() as patch:
-        interpreted = type(launch.kernels.rms_norm_forward)
-        if interpreted.__name__ == "InterpretedFunction":
-            original, patched = interpreted.__call__, set()
-
-            def call(self, *args, **kwargs):
-                if self in patched:
-                    return self.rewrite()(*args, **kwargs)
-                patched.add(self)
-                return original(self, *args, **kwargs)
-
-            patch.setattr(interpreted, "__call__", call)
-        yield
-
-
 @cases
 def test_forward(device, stages, types, size):
     x, residual, w = (draw(device, *args) for args in ((types[0], 3, size),) * 2 + ((types[1], size),))
