@@ -61,20 +61,23 @@ def calls(dtype: torch.dtype, columns: int) -> list[Callable[[], object]]:
     ids, layers = torch.arange(ROWS, device="meta"), torch.arange(1, device="meta")
     p = x.new_empty(PROBES, *x.shape)
     lengths = x.new_empty(PROBES, ROWS, dtype=F64 if dtype == F64 else F32)
-    eps, offset, seed, layer = 1e-6, 0.0, 1, 1  # Triton makes a 1 a constant where it may: it must not here
+    eps, offset, layer = 1e-6, 0.0, 1  # Triton makes a 1 a constant where it may: it must not here
     found = [
         lambda: launch.rms_norm_forward(x, w, eps, offset, "hf"),
         lambda: launch.add_rms_norm_forward(x, x, w, eps, offset, "fp32"),
         lambda: launch.rms_norm_backward(x, w, x, x, eps, offset, True, True),
         lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, False),
-        lambda: launch.rademacher(columns, ids, PROBES, layers, seed, dtype),
-        lambda: launch.preconditioned_probes(x, w, eps, offset, seed, PROBES, ids, layer),
-        lambda: launch.preconditioned_probes_backward(x, w, p, eps, offset, seed, ids, layer),
-        lambda: launch.probe_dot(p, seed, ids, layer),
-        lambda: launch.probe_scale(lengths, columns, seed, ids, layer, dtype),
         lambda: launch.step_lengths(p),
         lambda: launch.step_lengths_backward(p, lengths[1:], lengths[1:]),
     ]
+    for seed in (1, torch.empty((), dtype=torch.int64, device="meta")):
+        found += [
+            lambda s=seed: launch.rademacher(columns, ids, PROBES, layers, s, dtype),
+            lambda s=seed: launch.preconditioned_probes(x, w, eps, offset, s, PROBES, ids, layer),
+            lambda s=seed: launch.preconditioned_probes_backward(x, w, p, eps, offset, s, ids, layer),
+            lambda s=seed: launch.probe_dot(p, s, ids, layer),
+            lambda s=seed: launch.probe_scale(lengths, columns, s, ids, layer, dtype),
+        ]
     for k in (1, 16):
         t, v = x.new_empty(k, *x.shape), w.new_empty(k, columns)
         found += [
@@ -236,7 +239,7 @@ def specialise(arch: int, columns: int, kernel: JITFunction, args: tuple, option
         name
         for name, value in bound.items()
         if isinstance(value, torch.Tensor)
-        and value.shape[-1] == columns
+        and value.shape[-1:] == (columns,)
         and (kernel.__name__, name) not in NARROW
     )
     return Build(
@@ -266,7 +269,8 @@ def variant_of(build: Build) -> str:
     names = list(build.signature)
     constants = {names[path[0]]: value for path, value in build.constants.items()}
     absent = [name.removesuffix("_ptr") for name, value in constants.items() if value is None]
-    absent = [f"no {name}" for name in absent if name != "sums"]
+    absent = [f"no {name}" for name in absent if name not in ("sums", "seed")]
+    absent += ["seed in memory"] if build.signature.get("seed_ptr", "").startswith("*") else []
     stage = [str(constants["STAGE"])] if "STAGE" in constants else []
     return ", ".join([*stage, f"{constants['BLOCK_N']} × {build.options['num_warps']}", *absent])
 

@@ -21,10 +21,10 @@ from ofa.attention import KeyValues, Tangents, causal, one_query
 from ofa.ends import attention_cap, embed, project, rotary
 from ofa.families import Family, causal_lm, check_attention, dropout_is_on, family_of
 from ofa.norm import RMSNormFunction
-from ofa.packing import Packing
+from ofa.packing import Packing, packed
 from ofa.patch import active_norm
 from ofa.sharding import gathered
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels.reference import Seed, accumulation_dtype
 
 # families whose layers do what `block` does
 STACKED = (
@@ -49,13 +49,13 @@ class Probes:
     Attributes:
         layers: the layers whose J_f P is probed.
         n_probes: how many, a layer and example.
-        seed: theirs.
+        seed: theirs, or where it is: an int64 tensor of one element.
         example_ids: [B], which select them; None for 0 to B-1.
     """
 
     layers: Collection[int]
     n_probes: int
-    seed: int
+    seed: Seed
     example_ids: Tensor | None = None
 
 
@@ -360,7 +360,8 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
 
     Args:
         model: a causal language model of one of the `STACKED` families, patched or not.
-        batch: `input_ids` and `attention_mask`, both [B, T], padded on either side.
+        batch: `input_ids` and `attention_mask`, both [B, T], padded on either side; or their `packing`, made
+            before by `ofa.packing.packed`.
         probes: which directions to take; None for none.
 
     Returns:
@@ -371,7 +372,7 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
     """
     lm, family = causal_lm(model), family_of(model)
     layers, cap = family.layers_of(lm), attention_cap(lm)
-    packing = Packing.of(batch["input_ids"], batch["attention_mask"])
+    packing = packed(batch)["packing"]
     check_attention(model, packing.real.shape[1])
     x = embed(lm, packing.input_ids, packing.positions)
     states, products = [x[: packing.n_examples]], []

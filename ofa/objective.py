@@ -90,30 +90,41 @@ class Objective:
     sharpness: Tensor | None
 
 
-def objective(model: nn.Module, batch: dict[str, Tensor], cfg: OFAConfig, step: int = 0) -> Objective:
+def objective(
+    model: nn.Module, batch: dict[str, Tensor], cfg: OFAConfig, step: int | Tensor = 0
+) -> Objective:
     """CE + λ_J J + λ_H H at the prediction tokens (OFA, sections 1 and 2).
 
     Args:
         model: a causal language model of a supported family, patched.
         batch: `input_ids`, `attention_mask` [B, T], padded on either side; `labels` [B], the token ids to
-            predict; optional `example_ids` [B], which select the probes (default 0 to B-1).
+            predict; optional `example_ids` [B], which select the probes (default 0 to B-1), and `packing`
+            (see `ofa.packing.packed`).
         cfg: weights and probes.
-        step: the training step; its probes are those of the seed mix(cfg.seed, step).
+        step: the training step; its probes are those of the seed mix(cfg.seed, step). In a CUDA graph, an
+            int64 tensor of one element on the model's device, filled before each replay; then every step
+            has the sharpness term.
 
     Returns:
         Scalars in float32 (float64 for a float64 model): the loss, the mean cross-entropy over the
         vocabulary in nats, J, and H as the mean over examples and layers 1 to T-1.
 
     Raises:
-        ValueError: shapes don't fit, the family is not supported, or a quantised layer drops derivatives.
+        ValueError: shapes don't fit, the family is not supported, a quantised layer drops derivatives, or a
+            tensor is the step of terms that depend on its value.
     """
+    if isinstance(step, Tensor) and (cfg.terms == "paper_code" or cfg.sharpness_every != 1):
+        raise ValueError(
+            f"step is a tensor, whose value would have to be waited for, with terms={cfg.terms!r} and "
+            f"sharpness_every={cfg.sharpness_every}; pass an int, or use 'formulas' and 1"
+        )
     if cfg.terms == "paper_code":
         check_derivatives(model, own_layers=False)
         cross_entropy, ratio, sharp = paper_code_terms(model, batch, mix(cfg.seed, step))
         loss = cross_entropy + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
         return Objective(loss, cross_entropy, ratio, sharp)
     probes = None
-    if cfg.lambda_sharp != 0 and step % cfg.sharpness_every == 0:
+    if cfg.lambda_sharp != 0 and (cfg.sharpness_every == 1 or step % cfg.sharpness_every == 0):
         n_layers = causal_lm(model).config.num_hidden_layers
         if n_layers < 2:
             raise ValueError("the sharpness term needs a model of at least two layers; set lambda_sharp=0")

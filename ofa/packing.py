@@ -113,6 +113,20 @@ class Packing:
         return _Pack.apply(padded, tail, self.place_of)
 
 
+def packed(batch: dict[str, Tensor | Packing]) -> dict[str, Tensor | Packing]:
+    """The batch with its `packing`, whose sizes depend on the data, so that a GPU has to be waited for.
+
+    Once a batch has it, a step on it waits for nothing and can be captured in a CUDA graph. It is that of the
+    batch's `input_ids` and `attention_mask`: whoever changes these makes it again.
+
+    Raises:
+        ValueError: shapes don't fit, or an example has no real token.
+    """
+    if "packing" in batch:
+        return batch
+    return {**batch, "packing": Packing.of(batch["input_ids"], batch["attention_mask"])}
+
+
 def check_batch(input_ids: Tensor, attention_mask: Tensor) -> None:
     """Refuse what is no batch.
 

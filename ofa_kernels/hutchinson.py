@@ -41,7 +41,7 @@ def hutchinson_trace(
     z: Tensor,
     preconditioner: Tensor,
     n_probes: int,
-    seed: int,
+    seed: int | Tensor,
     method: str = "jvp",
     fd_eps: float = 1e-3,
     example_ids: Tensor | None = None,
@@ -58,7 +58,7 @@ def hutchinson_trace(
         z: [rows, D], where to take the Jacobian.
         preconditioner: [rows, D] or [D], the diagonal of P.
         n_probes: how many, at least 1.
-        seed: 0 to 2^64 - 1.
+        seed: 0 to 2^64 - 1, or an int64 tensor of one element on z's device that holds the 64 bits.
         method: `"jvp"`, exact directional derivatives; `"fd"`, the one-sided difference
             (fn(z + h Pν) - fn(z)) / h, which loses half the digits or more.
         fd_eps: h of `"fd"`.
@@ -70,6 +70,7 @@ def hutchinson_trace(
 
     Raises:
         ValueError: shapes, `method`, `n_probes` or the seed don't fit.
+        TypeError: the seed is no integer.
     """
     if z.dim() != 2:
         raise ValueError(f"hutchinson_trace: z must be [rows, D], got {tuple(z.shape)}")

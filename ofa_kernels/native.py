@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels.reference import Seed, accumulation_dtype
 
 LIBRARY = Path(__file__).with_name("_native.so")
 BUILD_LOG = Path(__file__).with_name("_native.log")
@@ -136,6 +136,11 @@ def _empty(shape: torch.Size, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype)
 
 
+def _bits(seed: Seed) -> int:
+    """The seed as an unsigned number; a tensor is the host's, so nothing waits."""
+    return seed if isinstance(seed, int) else seed.item() & 0xFFFFFFFFFFFFFFFF
+
+
 def _head(x: Tensor, weight: Tensor, rows: Tensor) -> tuple[int, ...]:
     return DTYPES[x.dtype], DTYPES[weight.dtype], torch.get_num_threads(), *rows.shape
 
@@ -249,13 +254,13 @@ def rms_norm_jvp_backward(
 
 
 def rademacher(
-    n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: int, dtype: torch.dtype
+    n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: Seed, dtype: torch.dtype
 ) -> Tensor:
     """±1 as [layers, n_probes, examples, n_cols]."""
     layers, example_ids = layers.contiguous(), example_ids.contiguous()
     out = torch.empty(layers.numel(), n_probes, example_ids.numel(), n_cols, dtype=dtype)
     sizes = DTYPES[dtype], torch.get_num_threads(), *out.shape
-    _call("rademacher", *sizes, seed, layers.data_ptr(), example_ids.data_ptr(), out.data_ptr())
+    _call("rademacher", *sizes, _bits(seed), layers.data_ptr(), example_ids.data_ptr(), out.data_ptr())
     return out
 
 
@@ -264,7 +269,7 @@ def preconditioned_probes(
     weight: Tensor,
     eps: float,
     offset: float,
-    seed: int,
+    seed: Seed,
     n_probes: int,
     example_ids: Tensor,
     layer: int,
@@ -274,7 +279,7 @@ def preconditioned_probes(
     out = _empty((n_probes, *z.shape), z)
     sizes = DTYPES[z.dtype], DTYPES[weight.dtype], torch.get_num_threads(), n_probes, *z.shape
     pointers = example_ids.data_ptr(), rows.data_ptr(), rows.stride(0), weight.data_ptr(), out.data_ptr()
-    _call("preconditioned_probes", *sizes, seed, layer, eps, offset, *pointers)
+    _call("preconditioned_probes", *sizes, _bits(seed), layer, eps, offset, *pointers)
     return out
 
 
@@ -284,7 +289,7 @@ def preconditioned_probes_backward(
     dp: Tensor,
     eps: float,
     offset: float,
-    seed: int,
+    seed: Seed,
     example_ids: Tensor,
     layer: int,
 ) -> tuple[Tensor, Tensor]:
@@ -297,7 +302,7 @@ def preconditioned_probes_backward(
     _call(
         "preconditioned_probes_backward",
         *sizes,
-        seed,
+        _bits(seed),
         layer,
         eps,
         offset,
@@ -308,25 +313,25 @@ def preconditioned_probes_backward(
     return dz, dw
 
 
-def probe_dot(t: Tensor, seed: int, example_ids: Tensor, layer: int) -> Tensor:
+def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
     """Σ_columns ν t as [n_probes, rows] in the accumulation type, for t [n_probes, rows, D]."""
     t = t if t.stride(2) == 1 or t.shape[2] == 1 else t.contiguous()
     example_ids = example_ids.contiguous()
     dots = torch.empty(t.shape[:2], dtype=accumulation_dtype(t))
     sizes = DTYPES[t.dtype], torch.get_num_threads(), *t.shape
     pointers = example_ids.data_ptr(), t.data_ptr(), t.stride(0), t.stride(1), dots.data_ptr()
-    _call("probe_dot", *sizes, seed, layer, *pointers)
+    _call("probe_dot", *sizes, _bits(seed), layer, *pointers)
     return dots
 
 
 def probe_scale(
-    scale: Tensor, n_cols: int, seed: int, example_ids: Tensor, layer: int, dtype: torch.dtype
+    scale: Tensor, n_cols: int, seed: Seed, example_ids: Tensor, layer: int, dtype: torch.dtype
 ) -> Tensor:
     """Scale ν as [n_probes, rows, n_cols]: the transpose of `probe_dot`."""
     out = torch.empty(*scale.shape, n_cols, dtype=dtype)
     scale, example_ids = scale.to(accumulation_dtype(out)).contiguous(), example_ids.contiguous()
     sizes = DTYPES[dtype], torch.get_num_threads(), *out.shape
-    _call("probe_scale", *sizes, seed, layer, example_ids.data_ptr(), scale.data_ptr(), out.data_ptr())
+    _call("probe_scale", *sizes, _bits(seed), layer, example_ids.data_ptr(), scale.data_ptr(), out.data_ptr())
     return out
 
 

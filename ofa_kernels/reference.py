@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Seed = int | Tensor  # 64 bits: an int from 0, or one int64 element, whose sign is the highest of them
+
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 PHILOX_ROUNDS = 10
@@ -207,7 +209,7 @@ def step_lengths_backward(states: Tensor, lengths: Tensor, dlengths: Tensor) -> 
     return (torch.cat([none, scaled]) - torch.cat([scaled, none])).to(states.dtype)
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Seed) -> tuple[Tensor, ...]:
     """Philox-4x32-10 (Salmon et al. 2011): four int64 tensors of 32-bit words, key = the 64-bit seed."""
     c0, c1, c2, c3 = counter
     k0, k1 = seed & WORD, (seed >> 32) & WORD
@@ -221,7 +223,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
 
 
 def rademacher_signs(
-    n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: int, dtype: torch.dtype
+    n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: Seed, dtype: torch.dtype
 ) -> Tensor:
     """±1 as [layers, n_probes, examples, n_cols]; a set bit c mod 32 of word (c // 32) mod 4 means -1."""
     device = example_ids.device

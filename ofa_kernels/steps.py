@@ -38,15 +38,29 @@ def _step_lengths(states: Tensor) -> Tensor:
     return reference.step_lengths(states) if kernels is None else _StepLengths.apply(states, kernels)
 
 
-def _can_look(t: Tensor) -> bool:
-    """Whether a value may be read on the host now."""
+def _has_value(t: Tensor) -> bool:
+    """Whether it is a number by now, of one call."""
     if torch.compiler.is_compiling():
         return False
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         if torch._C._functorch.is_batchedtensor(t):
             return False
         t = torch._C._functorch.get_unwrapped(t)
-    return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
+    return True
+
+
+def _check_lengths(lengths: Tensor) -> None:
+    """Refuse steps of nothing among those that are divided by; a GPU is not waited for."""
+    if lengths.is_cuda:
+        torch._assert_async(
+            lengths.all(), "step_ratio: two successive states are equal, a ratio divides by 0"
+        )
+    elif not lengths.all():
+        step, row = (lengths == 0).nonzero()[0].tolist()
+        raise ValueError(
+            f"step_ratio: Z_{step + 1} equals Z_{step} in example {row}, so the ratio at t={step + 1} "
+            "divides by zero; a layer that changes nothing has no step ratio"
+        )
 
 
 def step_ratio(states: Tensor, per_step: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -62,19 +76,16 @@ def step_ratio(states: Tensor, per_step: bool = False) -> Tensor | tuple[Tensor,
         J, a scalar in the accumulation type; with `per_step`, (J, ratios [T-1, B]).
 
     Raises:
-        ValueError: for another shape, or where two successive states are equal (a zero denominator). Under
-            `torch.compile`, `torch.func.vmap` and CUDA-graph capture values can't be looked at: J is then
-            infinite or NaN.
+        ValueError: for another shape, or where two successive states are equal (a zero denominator). On a GPU
+            such states fail an assertion on the device, which a later call reports as a RuntimeError and
+            after which the process can't use the GPU: waiting for it would cost more than J. Under
+            `torch.compile` and `torch.func.vmap` nothing is checked: J is then infinite or NaN.
     """
     if states.dim() != 3 or states.shape[0] < 2 or states.shape[1] == 0:
         raise ValueError(f"step_ratio: states must be [T+1, B, D] with T, B >= 1, got {tuple(states.shape)}")
     lengths = _step_lengths(states)  # [T, B]
-    if _can_look(lengths) and not lengths[:-1].all():
-        step, row = (lengths[:-1] == 0).nonzero()[0].tolist()
-        raise ValueError(
-            f"step_ratio: Z_{step + 1} equals Z_{step} in example {row}, so the ratio at t={step + 1} "
-            "divides by zero; a layer that changes nothing has no step ratio"
-        )
+    if _has_value(lengths):
+        _check_lengths(lengths[:-1])
     ratios = lengths[1:] / lengths[:-1]
     value = ratios.sum(0).mean()
     return (value, ratios) if per_step else value

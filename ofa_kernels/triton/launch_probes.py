@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels.reference import Seed, accumulation_dtype
 from ofa_kernels.triton import probes as kernels
 from ofa_kernels.triton import step_ratio
 from ofa_kernels.triton.plan import (
@@ -19,17 +19,23 @@ from ofa_kernels.triton.plan import (
     plan,
 )
 
-WORD = 0xFFFFFFFF
 BLOCK, WARPS = 1024, 2  # 16 values a thread; reductions loop over such blocks, the rest takes one a program
 
 
-def _words(seed: int, layer: int) -> tuple[int, int, int]:
-    # words: a Python int is passed as a signed or unsigned type that depends on its value
-    return seed & WORD, seed >> 32, layer & WORD
+def _signed_word(value: int) -> int:
+    """The lower 32 bits as an int32: with an unsigned one, Triton would pass the larger half as int64."""
+    return ((value + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+
+
+def _words(seed: Seed) -> tuple[Tensor | None, int, int]:
+    """(the seed where it is in memory, low word, high word)."""
+    if isinstance(seed, Tensor):
+        return seed, 0, 0
+    return None, _signed_word(seed), _signed_word(seed >> 32)
 
 
 def rademacher(
-    n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: int, dtype: torch.dtype
+    n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: Seed, dtype: torch.dtype
 ) -> Tensor:
     """±1 as [layers, n_probes, examples, n_cols]."""
     n_layers, n_examples = layers.numel(), example_ids.numel()
@@ -40,7 +46,7 @@ def rademacher(
                 out,
                 layers.contiguous(),
                 example_ids.contiguous(),
-                *_words(seed, 0)[:2],
+                *_words(seed),
                 n_probes,
                 n_examples,
                 n_cols,
@@ -55,7 +61,7 @@ def preconditioned_probes(
     weight: Tensor,
     eps: float,
     offset: float,
-    seed: int,
+    seed: Seed,
     n_probes: int,
     example_ids: Tensor,
     layer: int,
@@ -75,7 +81,8 @@ def preconditioned_probes(
             out,
             p.scratch(z, n_rows, 1),
             z.stride(0),
-            *_words(seed, layer),
+            *_words(seed),
+            _signed_word(layer),
             n_rows,
             n_probes,
             n_cols,
@@ -92,7 +99,7 @@ def preconditioned_probes_backward(
     dp: Tensor,
     eps: float,
     offset: float,
-    seed: int,
+    seed: Seed,
     example_ids: Tensor,
     layer: int,
 ) -> tuple[Tensor, Tensor]:
@@ -117,7 +124,8 @@ def preconditioned_probes_backward(
         z.stride(0),
         dp.stride(0),
         dp.stride(1),
-        *_words(seed, layer),
+        *_words(seed),
+        _signed_word(layer),
         n_rows,
         n_probes,
         n_cols,
@@ -128,7 +136,7 @@ def preconditioned_probes_backward(
     return dz, finish(partials, weight.dtype)
 
 
-def probe_dot(t: Tensor, seed: int, example_ids: Tensor, layer: int) -> Tensor:
+def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
     """Σ_columns sign t as [n_probes, rows] in the accumulation type, for t [n_probes, rows, D]."""
     n_probes, n_rows, n_cols = t.shape
     out = t.new_empty((n_probes, n_rows), dtype=accumulation_dtype(t))
@@ -141,7 +149,8 @@ def probe_dot(t: Tensor, seed: int, example_ids: Tensor, layer: int) -> Tensor:
                 out,
                 t.stride(0),
                 t.stride(1),
-                *_words(seed, layer),
+                *_words(seed),
+                _signed_word(layer),
                 n_rows,
                 n_cols,
                 ACC=acc(t),
@@ -152,7 +161,7 @@ def probe_dot(t: Tensor, seed: int, example_ids: Tensor, layer: int) -> Tensor:
 
 
 def probe_scale(
-    scale: Tensor, n_cols: int, seed: int, example_ids: Tensor, layer: int, dtype: torch.dtype
+    scale: Tensor, n_cols: int, seed: Seed, example_ids: Tensor, layer: int, dtype: torch.dtype
 ) -> Tensor:
     """scale sign as [n_probes, rows, n_cols] in dtype, for scale [n_probes, rows]: `probe_dot`'s backward."""
     n_probes, n_rows = scale.shape
@@ -163,7 +172,8 @@ def probe_scale(
                 scale.contiguous(),
                 example_ids.contiguous(),
                 out,
-                *_words(seed, layer),
+                *_words(seed),
+                _signed_word(layer),
                 n_rows,
                 n_cols,
                 ACC=acc(out),

@@ -19,6 +19,16 @@ def columns_of(o_group):
 
 
 @triton.jit
+def key_of(seed_ptr, seed_low, seed_high):
+    """Both words of the key, from memory where the seed is there: a CUDA graph would replay the words."""
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+        seed_low = seed.to(tl.int32)
+        seed_high = (seed >> 32).to(tl.int32)
+    return seed_low, seed_high
+
+
+@triton.jit
 def signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G: tl.constexpr):
     """±1 [BLOCK_G, 4, 32] in float32."""
     zero = tl.zeros([BLOCK_G], dtype=tl.uint32)
@@ -42,6 +52,7 @@ def rademacher(
     out_ptr,  # [layers, n_probes, n_examples, n_cols], contiguous
     layers_ptr,  # [layers] int64
     ids_ptr,  # [n_examples] int64
+    seed_ptr,  # one int64, or None: then it is in the words
     seed_low,
     seed_high,
     n_probes,
@@ -64,6 +75,7 @@ def rademacher(
 
     example_id = tl.load(ids_ptr + i_example)
     layer = tl.load(layers_ptr + i_layer)
+    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
 
     b_sign = signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G)
 
@@ -78,6 +90,7 @@ def preconditioned_probes(
     p_ptr,  # [n_probes, rows, n_cols], contiguous
     sums_ptr,  # [rows, n_blocks] float64, or None
     stride_z,
+    seed_ptr,  # one int64, or None: then it is in the words
     seed_low,
     seed_high,
     layer,
@@ -103,6 +116,7 @@ def preconditioned_probes(
 
     b_z = tl.load(z_ptr + i_row * stride_z + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
     example_id = tl.load(ids_ptr + i_row)
+    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
 
     total = row_total(sum_of_squares(b_z), sums_ptr, i_row, STAGE, BLOCK_S)
     if STAGE != "sums":
@@ -127,6 +141,7 @@ def preconditioned_probes_backward(
     stride_z,
     stride_dp_k,
     stride_dp,
+    seed_ptr,  # one int64, or None: then it is in the words
     seed_low,
     seed_high,
     layer,
@@ -152,6 +167,7 @@ def preconditioned_probes_backward(
     m_col = o_col < n_cols
 
     b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_G, 4, 32]
+    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
     b_dw = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
     for i in range(i_program, n_rows, n_programs):
         i_row = tl.cast(i, tl.int64)
@@ -183,6 +199,7 @@ def probe_dot(
     out_ptr,  # [n_probes, rows] in ACC
     stride_t_k,
     stride_t,
+    seed_ptr,  # one int64, or None: then it is in the words
     seed_low,
     seed_high,
     layer,
@@ -199,6 +216,7 @@ def probe_dot(
     i_row = i_out % n_rows
 
     example_id = tl.load(ids_ptr + i_row)
+    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
 
     b = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
     for i in range(0, tl.cdiv(n_cols, BLOCK_N)):
@@ -216,6 +234,7 @@ def probe_scale(
     scale_ptr,  # [n_probes, rows], contiguous
     ids_ptr,  # [rows] int64
     out_ptr,  # [n_probes, rows, n_cols], contiguous
+    seed_ptr,  # one int64, or None: then it is in the words
     seed_low,
     seed_high,
     layer,
@@ -238,6 +257,7 @@ def probe_scale(
 
     scale = tl.load(scale_ptr + i_out).to(ACC)
     example_id = tl.load(ids_ptr + i_row)
+    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
 
     b = scale * signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G)
 

@@ -1,11 +1,12 @@
 """Probes: the same bits everywhere, independent of the batch, and as random as they should be."""
 
 import itertools
+import random
 
 import pytest
 import torch
 
-from ofa_kernels import preconditioned_probes, probe_dot, rademacher, reference
+from ofa_kernels import hutchinson_trace, preconditioned_probes, probe_dot, rademacher, reference
 from ofa_kernels.probes import mix, probe_signs
 
 pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
@@ -112,6 +113,92 @@ def test_mix_is_a_probe_seed_for_any_run_seed():
     outputs = {mix(seed, step) for seed, step in itertools.product([0, 1, -1, 2**64 - 1, 2**70], range(3))}
     assert all(0 <= output < 2**64 for output in outputs)
     assert len(outputs) == 9  # -1 and 2^64 - 1 are the same seed, and so are 0 and 2^70
+
+
+def in_memory(seed, device):
+    """An int64 tensor with the bits of a seed."""
+    return torch.tensor(seed - (seed >> 63 << 64), device=device)
+
+
+def test_mix_of_tensors_has_the_same_bits(device):
+    draws = random.Random(0)
+    seeds = [0, 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, *(draws.getrandbits(64) for _ in range(200))]
+    for seed in seeds:
+        step = draws.choice([0, 1, draws.getrandbits(20), draws.getrandbits(62)])
+        expected, (seed_t, step_t) = mix(seed, step), (in_memory(value, device) for value in (seed, step))
+        for found in (mix(seed_t, step), mix(seed, step_t), mix(seed_t, step_t), mix(seed - 2**64, step_t)):
+            assert found.dtype == torch.int64 and found.item() % 2**64 == expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_seed_in_memory_makes_the_same_bits(backend, device, seed):
+    z, weight = torch.randn(3, 150, device=device).requires_grad_(), torch.rand(150, device=device)
+    tensor = in_memory(seed, device)
+
+    def results(seed):
+        probes = preconditioned_probes(z, weight, EPS, seed, 2, layer=-2)
+        dots = probe_dot(probes, seed, layer=3)
+        trace = hutchinson_trace(torch.sin, z, weight, 2, seed)
+        values = rademacher((2, 3, 150), seed, device), probe_signs(z, seed, 2), probes, dots
+        return [*values, trace.value, *torch.autograd.grad(dots.sum() + probes.sin().sum(), z)]
+
+    for found, expected in zip(results(tensor[None]), results(seed), strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(rademacher((5, 7), tensor), rademacher((5, 7), seed, device))
+
+
+def test_probes_are_made_inside_every_transform(backend, device):
+    z, weight = torch.randn(3, 40, device=device), torch.rand(40, device=device)
+
+    def trace(z, seed=5):
+        return (z * rademacher((3, 40), 5, device)).sum() + hutchinson_trace(
+            torch.sin, z, weight, 2, seed
+        ).value
+
+    expected = torch.autograd.grad(trace(z.requires_grad_()).sum(), z)[0]
+    z = z.detach()
+    torch.testing.assert_close(torch.func.grad(lambda z: trace(z).sum())(z), expected)
+    torch.testing.assert_close(torch.func.jvp(lambda z: trace(z).sum(), (z,), (z,))[1], (expected * z).sum())
+    torch.testing.assert_close(torch.func.vmap(trace)(z.expand(2, 3, 40)), trace(z).expand(2, 3))
+    seeds = torch.arange(2, device=device)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda seed: trace(z, seed))(seeds), torch.stack([trace(z, 0), trace(z, 1)])
+    )
+
+
+def test_seeds_of_a_batch(backend, device):
+    seeds, t = torch.arange(4, device=device), torch.randn(2, 3, 40, device=device)
+    got = torch.func.vmap(lambda seed: probe_dot(t, seed))(seeds)
+    torch.testing.assert_close(got, torch.stack([probe_dot(t, seed) for seed in range(4)]))
+
+
+WRONG_SEEDS = {
+    "float": (TypeError, r"int64 tensor of one element, got 1\.0 of type float", lambda device: 1.0),
+    "bool": (TypeError, "got True of type bool", lambda device: True),
+    "negative": (ValueError, r"got -1; use seed % 2\*\*64", lambda device: -1),
+    "float tensor": (TypeError, "must be int64, got torch.float32", lambda d: torch.zeros(1, device=d)),
+    "two": (ValueError, r"one number, got \(2,\)", lambda d: torch.arange(2, device=d)),
+    "elsewhere": (ValueError, "on meta and the tensors on", lambda d: torch.arange(1, device="meta")),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SEEDS)
+def test_what_is_no_seed_is_refused(device, wrong):
+    error, message, make = WRONG_SEEDS[wrong]
+    z, seed = torch.ones(2, 3, device=device), make(device)
+    for call in (
+        lambda: preconditioned_probes(z, z[0], EPS, seed, 1),
+        lambda: probe_dot(z[None], seed),
+        lambda: hutchinson_trace(torch.tanh, z, z, 1, seed),
+        lambda: rademacher((3,), seed, device),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_mix_takes_no_fractions(device):
+    with pytest.raises(TypeError, match="must be int64, got torch"):
+        mix(0, torch.ones((), device=device))
 
 
 Z, W = torch.ones(2, 3), torch.ones(3)

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from ofa_kernels import reference
-from ofa_kernels.triton import launch, plan
+from ofa_kernels.triton import launch, launch_probes, plan
 from tests.ofa_kernels.triton_checks import (
     BF16,
     EPS,
@@ -319,6 +319,13 @@ def test_signs_of_any_seed(device, seed):
     ids, layers = torch.tensor([0, 7, 2**32 - 1], device=device), torch.tensor([0, 3], device=device)
     got = launch.rademacher(1100, ids, 2, layers, seed, F32)
     assert torch.equal(got, reference.rademacher_signs(1100, ids, 2, layers, seed, F32))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**63, SEED])
+def test_words_of_any_seed_are_int32_so_that_one_build_serves_all(seed):
+    _, low, high = launch_probes._words(seed)
+    assert (high % 2**32 << 32) + low % 2**32 == seed
+    assert all(-(2**31) <= word < 2**31 for word in (low, high, launch_probes._signed_word(-LAYER)))
 
 
 def test_rows_too_long_for_registers(device):
