@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ofa_kernels.triton import plan
 from ofa_kernels.triton import rms_norm as kernels
 from ofa_kernels.triton.launch_probes import (
     preconditioned_probes,
@@ -18,7 +19,7 @@ from ofa_kernels.triton.launch_tangent import (
     rms_norm_jvp,
     rms_norm_jvp_backward,
 )
-from ofa_kernels.triton.plan import BACKWARD, FORWARD, acc, as_rows, dense_like, finish, partials_like, plan
+from ofa_kernels.triton.plan import BACKWARD, FORWARD, acc, as_rows, dense_like, partials_like
 
 __all__ = [
     "add_rms_norm_forward",
@@ -52,7 +53,7 @@ def add_rms_norm_forward(
 def _forward(x, residual, weight, eps, offset, rounding):
     n_cols = x.shape[-1]
     n_rows = x.numel() // n_cols
-    p = plan(FORWARD, n_cols, x.dtype)
+    p = plan.plan(FORWARD, n_cols, x.dtype)
     y = dense_like(x)
     s = None if residual is None else torch.empty_like(y)
     if n_rows:
@@ -91,7 +92,7 @@ def rms_norm_backward(
     """dx of x's shape with ds added before it is rounded, and dw [N]; each where needed."""
     n_cols = x.shape[-1]
     n_rows = x.numel() // n_cols
-    p = plan(BACKWARD, n_cols, x.dtype)
+    p = plan.plan(BACKWARD, n_cols, x.dtype)
     # a program that owes no share of dw takes one row: more of them run at once
     programs = p.programs(n_rows) if need_dw else n_rows
     dx = dense_like(x) if need_dx else None
@@ -118,5 +119,6 @@ def rms_norm_backward(
         EPS=eps,
         OFFSET=offset,
         ACC=acc(x),
+        PIPELINE=p.pipeline,
     )
-    return dx, finish(partials, weight.dtype) if need_dw else None
+    return dx, p.finish(partials, weight.dtype) if need_dw else None

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ofa_kernels.reference import Seed, accumulation_dtype
+from ofa_kernels.triton import plan, step_ratio
 from ofa_kernels.triton import probes as kernels
-from ofa_kernels.triton import step_ratio
 from ofa_kernels.triton.plan import (
     PROBES,
     PROBES_BACKWARD,
@@ -13,10 +13,8 @@ from ofa_kernels.triton.plan import (
     as_rows,
     cdiv,
     dense_like,
-    finish,
     on,
     partials_like,
-    plan,
 )
 
 BLOCK, WARPS = 1024, 2  # 16 values a thread; reductions loop over such blocks, the rest takes one a program
@@ -68,7 +66,7 @@ def preconditioned_probes(
 ) -> Tensor:
     """(weight + offset) rstd(z) sign as [n_probes, rows, D] in z's type, for z [rows, D]."""
     n_rows, n_cols = z.shape
-    p = plan(PROBES, n_cols, z.dtype)
+    p = plan.plan(PROBES, n_cols, z.dtype)
     out = z.new_empty((n_probes, n_rows, n_cols))
     if out.numel():
         z = as_rows(z, n_rows)
@@ -105,7 +103,7 @@ def preconditioned_probes_backward(
 ) -> tuple[Tensor, Tensor]:
     """dz [rows, D] and dw [D] of ⟨dp, `preconditioned_probes`⟩ for dp [n_probes, rows, D]."""
     n_probes, n_rows, n_cols = dp.shape
-    p = plan(PROBES_BACKWARD, n_cols, z.dtype)
+    p = plan.plan(PROBES_BACKWARD, n_cols, z.dtype)
     dz = dense_like(z)
     if not n_rows:
         return dz, torch.zeros_like(weight)
@@ -133,7 +131,7 @@ def preconditioned_probes_backward(
         OFFSET=offset,
         ACC=acc(z),
     )
-    return dz, finish(partials, weight.dtype)
+    return dz, p.finish(partials, weight.dtype)
 
 
 def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:

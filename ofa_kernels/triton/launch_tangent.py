@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from ofa_kernels.triton import plan
 from ofa_kernels.triton import rms_norm_tangent as kernels
-from ofa_kernels.triton.plan import JVP, TANGENT, acc, as_rows, dense_like, finish, partials_like, plan
+from ofa_kernels.triton.plan import JVP, TANGENT, acc, as_rows, dense_like, partials_like
 
 
 def _tangents(t: Tensor | None, *sizes: int) -> tuple[Tensor | None, tuple[int, ...]]:
@@ -25,7 +26,7 @@ def rms_norm_jvp(
     n_rows = x.numel() // n_cols
     k_shape = weight_dot.shape[:-1] if x_dot is None else x_dot.shape[: x_dot.dim() - x.dim()]
     n_tangents = math.prod(k_shape)
-    p = plan(JVP, n_cols, x.dtype)
+    p = plan.plan(JVP, n_cols, x.dtype)
     y_dot = x.new_empty((*k_shape, *x.shape))
     if y_dot.numel():
         rows = as_rows(x, n_rows)
@@ -73,7 +74,7 @@ def rms_norm_backward_tangent(
         if t is not None
     )
     n_tangents = math.prod(k_shape)
-    p = plan(TANGENT, n_cols, x.dtype)
+    p = plan.plan(TANGENT, n_cols, x.dtype)
     programs = p.programs(n_rows) if need_dw else n_rows
     dx_dot = x.new_empty((*k_shape, *x.shape))
     if not dx_dot.numel():
@@ -107,7 +108,7 @@ def rms_norm_backward_tangent(
         OFFSET=offset,
         ACC=acc(x),
     )
-    return dx_dot, finish(partials, weight.dtype) if need_dw else None
+    return dx_dot, p.finish(partials, weight.dtype) if need_dw else None
 
 
 def rms_norm_jvp_backward(
@@ -129,7 +130,7 @@ def rms_norm_jvp_backward(
     n_rows = x.numel() // n_cols
     k_shape = dy.shape[: dy.dim() - x.dim()]
     n_tangents = math.prod(k_shape)
-    p = plan(TANGENT, n_cols, x.dtype)
+    p = plan.plan(TANGENT, n_cols, x.dtype)
     programs = p.programs(n_rows) if need_dw or need_dw_dot else n_rows
     dx = dense_like(x)
     dx_dot = x.new_empty((*k_shape, *x.shape))
@@ -166,5 +167,5 @@ def rms_norm_jvp_backward(
         OFFSET=offset,
         ACC=acc(x),
     )
-    dw = finish(dw_partials, weight.dtype) if need_dw else None
-    return dx, dw, dx_dot, finish(dw_dot_partials, weight.dtype) if need_dw_dot else None
+    dw = p.finish(dw_partials, weight.dtype) if need_dw else None
+    return dx, dw, dx_dot, p.finish(dw_dot_partials, weight.dtype) if need_dw_dot else None

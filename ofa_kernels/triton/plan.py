@@ -61,10 +61,13 @@ class Plan:
     num_warps: int
     registers: int
     stages: tuple[str, ...]
+    max_programs: int  # the most that share rows where each leaves a partial sum
+    partials: tuple[int, int] = PARTIALS_BLOCK
+    pipeline: int = 1  # rows that the backward's loop has in flight
 
     def programs(self, n_rows: int) -> int:
         """How many programs share n_rows where each leaves a partial sum."""
-        return max(1, min(n_rows, MAX_PROGRAMS, RESIDENT_WARPS // (self.num_warps * self.n_blocks)))
+        return max(1, min(n_rows, self.max_programs))
 
     def scratch(self, x: Tensor, n_rows: int, n_sums: int) -> Tensor | None:
         """Where stage "sums" leaves n_sums sums a row and block."""
@@ -86,6 +89,23 @@ class Plan:
                     maxnreg=self.registers,
                 )
 
+    def finish(self, partials: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum over the first dimension of partials, in a fixed order, in dtype."""
+        out = partials.new_empty(partials.shape[1:], dtype=dtype)
+        block_p, block_n = self.partials
+        if out.numel():
+            with on(partials):
+                sum_partials[(cdiv(out.numel(), block_n),)](
+                    partials,
+                    out,
+                    partials.shape[0],
+                    out.numel(),
+                    BLOCK_P=block_p,
+                    BLOCK_N=block_n,
+                    num_warps=4,
+                )
+        return out
+
 
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up; Triton's own takes microseconds."""
@@ -104,7 +124,8 @@ def plan(residency: Residency, n_cols: int, dtype: torch.dtype) -> Plan:
     warps = min(max(block * share // residency.per_warp, 1), MAX_WARPS)
     stages = WHOLE if n_blocks == 1 else BLOCKS
     padded = max(triton.next_power_of_2(n_blocks), 16)
-    return Plan(block, n_blocks, padded, warps, residency.registers, stages)
+    programs = max(1, min(MAX_PROGRAMS, RESIDENT_WARPS // (warps * n_blocks)))
+    return Plan(block, n_blocks, padded, warps, residency.registers, stages, programs)
 
 
 _HERE = nullcontext()
@@ -137,15 +158,3 @@ def dense_like(x: Tensor) -> Tensor:
 def partials_like(x: Tensor, programs: int, *sizes: int) -> Tensor:
     """Unwritten [programs, *sizes] in the accumulation type."""
     return x.new_empty((programs, *sizes), dtype=accumulation_dtype(x))
-
-
-def finish(partials: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum over the first dimension of partials, in a fixed order, in dtype."""
-    out = partials.new_empty(partials.shape[1:], dtype=dtype)
-    block_p, block_n = PARTIALS_BLOCK
-    if out.numel():
-        with on(partials):
-            sum_partials[(cdiv(out.numel(), block_n),)](
-                partials, out, partials.shape[0], out.numel(), BLOCK_P=block_p, BLOCK_N=block_n, num_warps=4
-            )
-    return out

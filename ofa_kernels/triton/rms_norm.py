@@ -74,6 +74,7 @@ def rms_norm_backward(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    PIPELINE: tl.constexpr,
 ):
     """One program owns one block of every num_programs-th row, and their share of dw."""
     i_program = tl.program_id(0)
@@ -86,7 +87,7 @@ def rms_norm_backward(
 
     b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
     b_dw = tl.zeros([BLOCK_N], dtype=ACC)
-    for i in range(i_program, n_rows, n_programs):
+    for i in tl.range(i_program, n_rows, n_programs, num_stages=PIPELINE):
         i_row = tl.cast(i, tl.int64)
         b_x = tl.load(x_ptr + i_row * stride_x + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
         b_dy = tl.load(dy_ptr + i_row * stride_dy + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from ofa_kernels import reference
-from ofa_kernels.triton import launch, launch_probes, launch_tangent, plan
+from ofa_kernels.triton import launch, plan
 
 EPS, SEED, LAYER = 1e-6, (1 << 64) - 5, 7
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -14,15 +14,16 @@ F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float1
 def cut(monkeypatch, block=128):
     """Make every row one of blocks, and two programs share the rows."""
 
-    def blocks(residency, n_cols, dtype, whole=plan.plan):
-        n_blocks = -(-n_cols // block)
+    def blocks(residency, n_cols, *args, whole=plan.plan):
         return dataclasses.replace(
-            whole(residency, n_cols, dtype), block=block, n_blocks=n_blocks, stages=plan.BLOCKS
+            whole(residency, n_cols, *args),
+            block=block,
+            n_blocks=-(-n_cols // block),
+            stages=plan.BLOCKS,
+            max_programs=2,
         )
 
-    monkeypatch.setattr(plan, "MAX_PROGRAMS", 2)
-    for module in (launch, launch_tangent, launch_probes):
-        monkeypatch.setattr(module, "plan", blocks)
+    monkeypatch.setattr(plan, "plan", blocks)
 
 
 def draw(device, dtype, *shape):
