@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# what a machine with a card has: another Python, PyTorch and Triton
+GPU_PYTHON ?= python3.12
+GPU_VENV := .venv-gpu
+GPU_READY := $(GPU_VENV)/.ready
 
-.PHONY: help demo test optional docs lint aot sanitize bench bench-smoke copies roofline gpu clean
+.PHONY: help demo test optional docs lint aot sanitize bench bench-smoke copies roofline gpu gpu-rehearse gpu-cache clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -44,8 +48,21 @@ copies: $(READY)  ## time every operator beside a copy, eager PyTorch and torch.
 roofline: $(READY)  ## print what each kernel has to move, and how long that takes on H100, H200 and this CPU
 	$(BIN)/python -m benchmarks.roofline
 
-gpu: $(READY)  ## with a GPU: the parity suite on it, then its timings into benchmarks/results/
+gpu: $(READY)  ## with a GPU: its tests, speed and launch choices, in under ten minutes, into benchmarks/results/
 	$(BIN)/python -m benchmarks.gpu
+
+$(GPU_READY): benchmarks/gpu/requirements.txt
+	$(GPU_PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --requirement benchmarks/gpu/requirements.txt
+	@touch $@
+
+gpu-rehearse: $(GPU_READY)  ## the same without a GPU, with the Python, PyTorch and Triton of a machine that has one
+	$(GPU_VENV)/bin/python -m benchmarks.gpu --rehearse
+
+gpu-cache: $(GPU_READY)  ## compile for sm_90 what `make gpu` launches, for a machine of the same Triton
+	mkdir -p build && rm -f build/launches.jsonl
+	$(GPU_VENV)/bin/python -m pytest tests/ofa_kernels -q -k triton -p benchmarks.gpu.launches --launches build/launches.jsonl
+	$(GPU_VENV)/bin/python -m benchmarks.gpu.cache build/launches.jsonl
 
 bench: $(READY)  ## measure against eager PyTorch and the authors' step, and print the table
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only --benchmark-json bench.json
@@ -55,4 +72,4 @@ bench-smoke: $(READY)  ## run every benchmark once, to see that it runs
 	$(BIN)/python -m pytest benchmarks/ --benchmark-disable
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache bench.json ofa_kernels/_native.*
+	rm -rf $(VENV) $(GPU_VENV) build *.egg-info .pytest_cache .ruff_cache bench.json ofa_kernels/_native.*

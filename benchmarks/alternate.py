@@ -88,6 +88,7 @@ class Pace:
         iterations: how often at most a turn repeats a short call.
         clock: takes a call and how often to repeat it, gives seconds a call.
         before: what each turn begins with, untimed.
+        warm: how many untimed calls follow, where one is short.
     """
 
     budget: float
@@ -95,6 +96,7 @@ class Pace:
     iterations: int = 1000
     clock: Clock = cpu_clock
     before: Callable[[], object] = allocator.trim
+    warm: int = WARM_CALLS
 
 
 def _seconds(call: Callable[[], object], clock: Clock) -> float:
@@ -130,7 +132,7 @@ def alternate(calls: Mapping[str, Callable[[], object]], pace: Pace) -> dict[str
         for name in order:
             pace.before()
             if expected[name] < LONG_SECONDS:
-                for _ in range(WARM_CALLS):
+                for _ in range(pace.warm):
                     calls[name]()
             repeat = min(pace.iterations, max(1, math.ceil(TURN_SECONDS / max(expected[name], 1e-9))))
             times[name].append(pace.clock(calls[name], repeat))

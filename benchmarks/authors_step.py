@@ -36,7 +36,7 @@ def authors_loss(model: nn.Module, batch: dict[str, Tensor], gammas: list[Tensor
     once, under a softplus, with no σ and the residual's identity left in.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    rows = torch.arange(len(batch["labels"]))
+    rows = torch.arange(len(batch["labels"]), device=batch["labels"].device)
     last = batch["attention_mask"].sum(-1) - 1
     out = model(**inputs, output_hidden_states=True)
     loss = F.cross_entropy(out.logits[rows, last].float(), batch["labels"])

@@ -18,12 +18,13 @@ class Problem:
         columns: of x.
         dtype: x's type; γ and its tangents are float32.
         k: how many tangents, probes or states.
-        device: where they are.
+        device: where they are; "meta" for sizes without memory.
     """
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype, k: int = 1, device: str = "cpu"):
         self.rows, self.columns, self.dtype, self.k, self.device = rows, columns, dtype, k, device
-        self._draw = torch.Generator(device).manual_seed(0)
+        # tensors of the device "meta" have no values to draw
+        self._draw = None if device == "meta" else torch.Generator(device).manual_seed(0)
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=self.dtype, device=self.device, generator=self._draw)

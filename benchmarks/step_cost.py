@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 import ofa
 from benchmarks import machine
@@ -51,12 +52,17 @@ Step = Callable[[Batch], None]
 HEADER = ("", "median", "IQR", "/ PEFT", "/ CE", "/ authors'")
 
 
-def make_step(name: str, model: str, dtype: torch.dtype) -> Step:
-    """A contender on a model of its own."""
+def load(model: str, dtype: torch.dtype) -> nn.Module:
+    """A model whose weights are read from the disk already."""
     lm, _ = ofa.models.load(model, dtype=dtype)
-    lm.eval()
-    for parameter in lm.parameters():  # so that none of them is still to be read from the disk
+    for parameter in lm.parameters():
         parameter.data = parameter.data.clone()
+    return lm
+
+
+def make_loss(name: str, lm: nn.Module) -> tuple[nn.Module, Callable[[Batch], torch.Tensor]]:
+    """The model as a contender trains it, which may be wrapped, and its loss; `lm` is the contender's own."""
+    lm.eval()
     if name in CONFIGS:
         ofa.patch_model(lm)
     elif name == PEFT:
@@ -76,11 +82,22 @@ def make_step(name: str, model: str, dtype: torch.dtype) -> Step:
             return authors_loss(lm, batch, gammas)
         last = batch["attention_mask"].sum(-1) - 1
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        logits = lm(**inputs, use_cache=False).logits[torch.arange(len(last)), last]
+        logits = lm(**inputs, use_cache=False).logits[torch.arange(len(last), device=last.device), last]
         return F.cross_entropy(logits.float(), batch["labels"])
 
+    return lm, loss
+
+
+def trained(lm: nn.Module) -> list[nn.Parameter]:
+    """What a contender trains."""
+    return [p for p in lm.parameters() if p.requires_grad]
+
+
+def make_step(name: str, lm: nn.Module) -> Step:
+    """A contender's optimiser step."""
+    lm, loss = make_loss(name, lm)
     # a learning rate of 0 leaves the model as it is and does all of the work
-    optimizer = torch.optim.AdamW([p for p in lm.parameters() if p.requires_grad], lr=0.0)
+    optimizer = torch.optim.AdamW(trained(lm), lr=0.0)
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
@@ -141,7 +158,7 @@ def _status(field: str) -> int:
 
 def _peak(name: str, model: str, dtype: torch.dtype, batch: Batch, out) -> None:
     """Send the peak resident memory of three steps above what the loaded model takes."""
-    step = make_step(name, model, dtype)
+    step = make_step(name, load(model, dtype))
     gc.collect()
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of loading
@@ -174,7 +191,7 @@ def epochs(task: str, data: Path, model: str) -> dict[str, float]:
         (OFA_1, torch.float32, 5),
         (OFA_1, fast_dtype(), 5),
     ):
-        step, times = make_step(name, model, dtype), []
+        step, times = make_step(name, load(model, dtype)), []
         parts = []
         for start in range(0, len(ids), size):
             part = pad(ids[start : start + size], torch.device("cpu"))
@@ -227,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         sized |= batches(task, options.data, tokenizer)
     for dtype in dtypes:
         type_name = str(dtype).removeprefix("torch.")
-        steps = {name: make_step(name, options.model, dtype) for name in CONTENDERS}
+        steps = {name: make_step(name, load(options.model, dtype)) for name in CONTENDERS}
         for title, batch in sized.items():
             times = alternate(steps, batch, options.rounds, f"{title}, {type_name}")
             record["steps"][f"{title}, {type_name}"] = times

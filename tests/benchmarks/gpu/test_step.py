@@ -1,0 +1,58 @@
+"""The training step in a graph: its loss is an eager step's, and the step's number selects its probes."""
+
+import pytest
+
+from benchmarks.gpu import step
+from benchmarks.gpu.card import Rehearsal
+from benchmarks.gpu.section import Task
+from benchmarks.step_cost import AUTHORS, CE, OFA_1, PEFT, make_loss
+
+
+@pytest.fixture
+def card():
+    return Rehearsal()
+
+
+def test_each_replay_has_the_probes_of_its_step(card):
+    row = step.graph_row(card, OFA_1, step.batch_of(card))
+    assert row["note"] == "" and row["loss"] == row["eager_loss"]
+    assert row["of_other_probes"] == 0, "another step's loss is another number, or the seed is not read"
+
+
+def test_a_replay_that_computes_something_else_is_noted(card, monkeypatch):
+    replay = step.Captured.replay
+
+    def wrong(self):
+        replay(self)
+        self.loss += 1
+
+    monkeypatch.setattr(step.Captured, "replay", wrong)
+    assert "the replay's loss is" in step.graph_row(card, CE, step.batch_of(card))["note"]
+
+
+def test_the_step_changes_the_weights_that_it_trains(card):
+    lm, _ = make_loss(CE, step.model_of(card))
+    captured = step.Captured(card, CE, lm, step.batch_of(card))
+    weights = step.trained(lm)
+    assert len(weights) == 5 and all(weight.grad is not None for weight in weights)
+    captured.replay()
+    assert captured.step.item() == 1
+
+
+def test_a_contender_that_fails_hides_no_other(card, monkeypatch):
+    eager = step.eager_row
+
+    def failing(card, name, batch):
+        if name == PEFT:
+            raise RuntimeError("no such wrapper\nat all")
+        return eager(card, name, batch)
+
+    monkeypatch.setattr(step, "eager_row", failing)
+    monkeypatch.setattr(step, "ORDER", (PEFT, AUTHORS))
+    monkeypatch.setattr(
+        step, "graph_row", lambda *_: {"kind": "step", "name": CE, "how": "graph", "seconds": [], "note": ""}
+    )
+    first, second, *_ = step.rows(card, Task("out"))
+    assert first["note"] == "raises RuntimeError: no such wrapper" and not first["seconds"]
+    assert second["name"] == AUTHORS and second["seconds"]
+    step.tables([first, second])
