@@ -25,6 +25,11 @@ def unit(dtype):
     return torch.finfo(dtype).eps / 2
 
 
+def steps_apart(a, b):
+    """How many numbers of their 16-bit type lie from a to b, which have one sign: neighbours as integers."""
+    return (a.view(torch.int16).int() - b.view(torch.int16).int()).abs()
+
+
 def assert_within(got, truth, scale, x, *roundings, sums=1, terms=0):
     """The error is at most what the roundings, `sums` sums along x's rows and one of `terms` explain."""
     acc = reference.accumulation_dtype(x)

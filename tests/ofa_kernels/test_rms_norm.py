@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ofa_kernels import reference, rms_norm
+from tests.ofa_kernels.bounds import steps_apart
 
 pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
 
@@ -146,11 +147,14 @@ def test_rounds_where_transformers_does(backend, device, dtype, family):
     modeling = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
     norm = getattr(modeling, f"{family.capitalize()}RMSNorm")(512, EPS).to(device, dtype)
     torch.nn.init.normal_(norm.weight)
-    x = torch.randn(64, 512, device=device).to(dtype)
+    x = torch.randn(64, 512, device=device)
+    x = (x + 0.1 * x.sign()).to(dtype)  # so that no x̂ is subnormal
     y, eager = rms_norm(x, norm.weight, EPS, float(family == "gemma")), norm(x)
-    # neighbours in the type are neighbours as integers
-    steps = (y.view(torch.int16).int() - eager.view(torch.int16).int()).abs()
-    assert (steps == 0).float().mean() >= 0.999 and steps.max() <= 1
+    # either rstd may be an ULP of float32 off, which takes x̂ over the boundary between two neighbours in
+    # 2^-11 of all places; where x̂ itself is rounded, its step is up to eps |x̂|, and one of y no less than
+    # eps |y| / 2: two of y
+    steps = steps_apart(y, eager)
+    assert (steps == 0).float().mean() >= 0.999 and steps.max() <= (2 if family == "llama" else 1)
     if backend == "reference":
         assert torch.equal(y, eager)
 
