@@ -33,8 +33,9 @@ def command(card: Card, task: Task, outcomes: Path) -> list[str]:
         str(TEST_SECONDS),
     ]
     options += ["--outcomes", str(outcomes), "--junitxml", str(Path(task.out, "parity.xml"))]
-    if importlib.util.find_spec("xdist") and not card.rehearsal:
-        options += ["-n", str(max(1, min(PROCESSES, (os.cpu_count() or 1) - 2))), "--dist", "worksteal"]
+    if importlib.util.find_spec("xdist"):
+        processes = 2 if card.rehearsal else max(1, min(PROCESSES, (os.cpu_count() or 1) - 2))
+        options += ["-n", str(processes), "--dist", "worksteal"]
     return [sys.executable, "-m", "pytest", *suite, *options]
 
 
