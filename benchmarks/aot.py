@@ -18,14 +18,11 @@ import contextlib
 import importlib
 import io
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 # the interpreter replaces @triton.jit at import, after which nothing can be compiled
 os.environ.pop("TRITON_INTERPRET", None)
@@ -38,56 +35,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from ofa_kernels.triton import launch
+from benchmarks.aot_cases import CASES, COLUMNS, Case, launches
+from benchmarks.ptx import accesses, parse_ptxas
 
 ARCHITECTURES = (80, 90, 100)
-F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
-COLUMNS = {
-    BF16: (576, 2048, 4096, 8192, 16384, 32768, 65536, 577, 4097, 65535),
-    F32: (576, 2048, 4096, 8192, 16384, 32768, 65536, 577, 4097, 65535),
-    F16: (4096, 65536),
-    F64: (576, 65536, 577),
-}
-ROWS = 352
-PROBES = 8
 WIDE_BITS = 128
 # a program adds up 64 columns and stores each once, a value a thread
 NARROW = {("sum_partials", "out_ptr")}
-
-
-def calls(dtype: torch.dtype, columns: int) -> list[Callable[[], object]]:
-    """Every launcher at one shape; tensors of the device "meta" have sizes and no memory."""
-    x, w = torch.empty(ROWS, columns, dtype=dtype, device="meta"), torch.empty(columns, device="meta")
-    ids, layers = torch.arange(ROWS, device="meta"), torch.arange(1, device="meta")
-    p = x.new_empty(PROBES, *x.shape)
-    lengths = x.new_empty(PROBES, ROWS, dtype=F64 if dtype == F64 else F32)
-    eps, offset, layer = 1e-6, 0.0, 1  # Triton makes a 1 a constant where it may: it must not here
-    found = [
-        lambda: launch.rms_norm_forward(x, w, eps, offset, "hf"),
-        lambda: launch.add_rms_norm_forward(x, x, w, eps, offset, "fp32"),
-        lambda: launch.rms_norm_backward(x, w, x, x, eps, offset, True, True),
-        lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, False),
-        lambda: launch.step_lengths(p),
-        lambda: launch.step_lengths_backward(p, lengths[1:], lengths[1:]),
-    ]
-    for seed in (1, torch.empty((), dtype=torch.int64, device="meta")):
-        found += [
-            lambda s=seed: launch.rademacher(columns, ids, PROBES, layers, s, dtype),
-            lambda s=seed: launch.preconditioned_probes(x, w, eps, offset, s, PROBES, ids, layer),
-            lambda s=seed: launch.preconditioned_probes_backward(x, w, p, eps, offset, s, ids, layer),
-            lambda s=seed: launch.probe_dot(p, s, ids, layer),
-            lambda s=seed: launch.probe_scale(lengths, columns, s, ids, layer, dtype),
-        ]
-    for k in (1, 16):
-        t, v = x.new_empty(k, *x.shape), w.new_empty(k, columns)
-        found += [
-            lambda t=t, v=v: launch.rms_norm_jvp(x, w, t, v, eps, offset),
-            lambda t=t, v=v: launch.rms_norm_backward_tangent(x, w, x, t, v, t, eps, offset, True),
-            lambda t=t, v=v: launch.rms_norm_backward_tangent(x, w, x, t, None, t, eps, offset, False),
-            lambda t=t, v=v: launch.rms_norm_jvp_backward(x, w, t, t, v, eps, offset, True, True),
-            lambda t=t, v=v: launch.rms_norm_jvp_backward(x, w, t, t, None, eps, offset, True, False),
-        ]
-    return found
 
 
 @dataclass(frozen=True)
@@ -116,6 +70,7 @@ class Use:
     stack: int
     spill_stores: int
     spill_loads: int
+    shared: int
     loads: tuple[int, int]
     stores: tuple[int, int]
 
@@ -160,71 +115,10 @@ class Row:
         )
         lists = (", ".join(map(str, values)) for values in (self.dtypes, self.columns))
         registers = (str(use.registers) for use in self.uses.values())
+        shared = str(max(use.shared for use in self.uses.values()))
         spills = str(max(use.spill_stores + use.spill_loads + use.stack for use in self.uses.values()))
         verdict = "; ".join(self.faults()) or "pass"
-        return [self.kernel, self.variant, *lists, *registers, spills, loads, stores, verdict]
-
-
-def parse_ptxas(log: str) -> dict[str, int]:
-    """Registers, stack frame and spill bytes from what `ptxas -v` says.
-
-    Raises:
-        ValueError: the log doesn't hold the numbers, so nothing can be said about the kernel.
-    """
-    sizes = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    registers = re.search(r"Used (\d+) registers", log)
-    if not (sizes and registers):
-        raise ValueError(f"ptxas said nothing about registers and spills: {log!r}")
-    values = map(int, (registers[1], *sizes.groups()))
-    return dict(zip(("registers", "stack", "spill_stores", "spill_loads"), values, strict=True))
-
-
-def accesses(ptx: str, instruction: str) -> list[tuple[int, int]]:
-    """(pointer argument, bits) of every global `ld` or `st`, pointers counted in the kernel's order.
-
-    Raises:
-        ValueError: an address comes from no pointer argument or from several, or there are asynchronous
-            copies, which aren't counted.
-    """
-    if "cp.async" in ptx:
-        raise ValueError("asynchronous copies from global memory are not counted")
-    pointers = re.findall(r"\.param \.u64 \.ptr \S+ \.align \d+ (\w+)", ptx)
-    sources: dict[str, set[str]] = {}
-    # what is loaded from global memory is data: an address made with it is not one of it
-    for name, operands in re.findall(r"^\s*(?:@!?%p\d+\s+)?(?!ld\.global)\S+\s+(%rd\d+),(.*);", ptx, re.M):
-        sources.setdefault(name, set()).update(re.findall(r"%rd\d+|\w+_param_\d+", operands))
-
-    def origins(name: str) -> set[int]:
-        found, seen, left = set(), set(), [name]
-        while left:
-            name = left.pop()
-            if name in pointers:
-                found.add(pointers.index(name))
-            elif name not in seen:
-                seen.add(name)
-                left += sources.get(name, ())
-        return found
-
-    found = []
-    pattern = rf"\b{instruction}\.global\S*?(?:\.v(\d))?\.[a-z]+(\d+)\s[^;\[]*\[ *(%rd\d+)"
-    for vector, bits, address in re.findall(pattern, ptx):
-        argument = origins(address)
-        if len(argument) != 1:
-            raise ValueError(f"address {address} is made from {len(argument)} pointer arguments")
-        found.append((argument.pop(), int(vector or 1) * int(bits)))
-    return found
-
-
-def intercept(call: Callable[[], object]) -> list[tuple[JITFunction, tuple, dict]]:
-    """The kernels that `call` launches, each with its arguments and options; nothing is launched."""
-    launches = []
-
-    def record(kernel, *args, grid, warmup, **options):
-        launches.append((kernel, args, options))
-
-    with mock.patch.object(JITFunction, "run", record):
-        call()
-    return launches
+        return [self.kernel, self.variant, *lists, *registers, shared, spills, loads, stores, verdict]
 
 
 def specialise(arch: int, columns: int, kernel: JITFunction, args: tuple, options: dict) -> Build:
@@ -261,18 +155,26 @@ def compile_build(build: Build) -> Use:
         widths = [bits for argument, bits in found if pointers[argument] in build.row_arguments]
         return sum(bits >= WIDE_BITS for bits in widths), len(widths)
 
-    return Use(loads=wide("ld"), stores=wide("st"), **parse_ptxas(log.getvalue()))
+    return Use(
+        shared=compiled.metadata.shared,
+        loads=wide("ld"),
+        stores=wide("st"),
+        **parse_ptxas(log.getvalue()),
+    )
 
 
 def variant_of(build: Build) -> str:
-    """What tells apart the builds of one kernel: absent arguments, stage, block and warps."""
+    """What tells apart the builds of one kernel: stage, block, warps, rows in flight, absent arguments."""
     names = list(build.signature)
     constants = {names[path[0]]: value for path, value in build.constants.items()}
     absent = [name.removesuffix("_ptr") for name, value in constants.items() if value is None]
     absent = [f"no {name}" for name in absent if name not in ("sums", "seed")]
     absent += ["seed in memory"] if build.signature.get("seed_ptr", "").startswith("*") else []
     stage = [str(constants["STAGE"])] if "STAGE" in constants else []
-    return ", ".join([*stage, f"{constants['BLOCK_N']} × {build.options['num_warps']}", *absent])
+    size = f"{constants['BLOCK_N']} × {build.options['num_warps']}"
+    pipeline = constants.get("PIPELINE", 1)
+    in_flight = [f"{pipeline} rows in flight"] if pipeline > 1 else []
+    return ", ".join([*stage, size, *in_flight, *absent])
 
 
 def _prepare() -> None:
@@ -286,23 +188,18 @@ def measure(architectures: list[int], columns: list[int] | None, only: str) -> l
     """Compile what the launchers would launch, each build once, and read the numbers."""
     builds: dict[str, Build] = {}
     found: dict[str, tuple[Row, list[str]]] = {}
-    launches = (
-        (dtype, n, *launched)
-        for dtype, lengths in COLUMNS.items()
-        for n in columns or lengths
-        for call in calls(dtype, n)
-        for launched in intercept(call)
-    )
-    for dtype, n, kernel, args, options in launches:
-        if only not in kernel.__name__:
-            continue
-        mine = [specialise(arch, n, kernel, args, options) for arch in architectures]
-        keys = [build.key() for build in mine]
-        builds |= dict(zip(keys, mine, strict=True))
-        row = Row(mine[0].kernel, variant_of(mine[0]), n % 16 == 0, [], [], {})
-        row, _ = found.setdefault(keys[0], (row, keys))
-        row.dtypes += {str(dtype).removeprefix("torch.")} - set(row.dtypes)
-        row.columns += {n} - set(row.columns)
+    cases = [Case(dtype, n) for dtype in COLUMNS for n in columns] if columns else CASES
+    for case in cases:
+        for kernel, args, options in launches(case):
+            if only not in kernel.__name__:
+                continue
+            mine = [specialise(arch, case.columns, kernel, args, options) for arch in architectures]
+            keys = [build.key() for build in mine]
+            builds |= dict(zip(keys, mine, strict=True))
+            row = Row(mine[0].kernel, variant_of(mine[0]), case.columns % 16 == 0, [], [], {})
+            row, _ = found.setdefault(keys[0], (row, keys))
+            row.dtypes += {str(case.dtype).removeprefix("torch.")} - set(row.dtypes)
+            row.columns += {case.columns} - set(row.columns)
     with ProcessPoolExecutor(os.cpu_count(), initializer=_prepare) as pool:
         uses = dict(zip(builds, pool.map(compile_build, builds.values(), chunksize=8), strict=True))
     for row, keys in found.values():
@@ -331,7 +228,7 @@ def to_markdown(rows: list[Row]) -> str:
     common = [row for row in rows if row.aligned and set(row.dtypes) & {"bfloat16", "float32"}]
     registers = (f"registers sm_{arch}" for arch in rows[0].uses)
     names = ["kernel", "variant", "x", "columns", *registers]
-    names += ["spill and local bytes", "wide loads", "wide stores", "verdict"]
+    names += ["shared bytes", "spill and local bytes", "wide loads", "wide stores", "verdict"]
     lines = [
         "# Ahead-of-time compile gate",
         "",
@@ -339,7 +236,8 @@ def to_markdown(rows: list[Row]) -> str:
         "no GPU was present. The weight is float32 throughout; 1 and 16 tangents are the same machine code.",
         "",
         "Gated: spill bytes and local memory must be 0 everywhere, and where the row length is a multiple of "
-        f"16 every global load and store of a row must be {WIDE_BITS} bits wide. Registers are information.",
+        f"16 every global load and store of a row must be {WIDE_BITS} bits wide. Registers and shared memory "
+        "are information.",
         "",
         "## Every build, the most that one of them uses",
         "",
@@ -348,7 +246,8 @@ def to_markdown(rows: list[Row]) -> str:
         "## bfloat16 and float32, lengths that are multiples of 16",
         "",
         "A variant is its stage (`row`: a program holds a row; `sums`, `apply`: the two launches for rows "
-        "cut into blocks), columns a program × warps, and what sets its arguments apart.",
+        "cut into blocks), columns a program × warps, rows in flight where there are several, and what sets "
+        "its arguments apart.",
         "",
         *table(names, [row.cells() for row in common]),
     ]

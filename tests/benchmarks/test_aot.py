@@ -46,9 +46,9 @@ def test_a_row_too_long_for_its_registers_fails(tmp_path):
     code = """
 import sys
 from benchmarks import aot
-from ofa_kernels.triton import plan
+from ofa_kernels.triton import launch, plan
 
-aot.launch.BACKWARD = plan.Residency(16384, 4096, 1024)
+launch.BACKWARD = plan.Residency(16384, 4096, 1024)
 options = ["--arch", "90", "--columns", "16384", "--only", "rms_norm_backward", "--write", sys.argv[1]]
 sys.exit(aot.main(options))
 """
@@ -57,6 +57,25 @@ sys.exit(aot.main(options))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAIL rms_norm_backward row, 16384 × 16 " in done.stdout
     assert "bytes of spill stores" in table.read_text()
+
+
+def test_rows_in_flight_are_loaded_by_wide_asynchronous_copies():
+    code = """
+from benchmarks import aot
+
+(case,) = [case for case in aot.CASES if (case.columns, case.pipeline) == (4096, 3)]
+aot._prepare()
+builds = [aot.specialise(90, 4096, *launch) for launch in aot.launches(case)]
+builds = [build for build in builds if build.kernel == "rms_norm_backward"]
+assert len(builds) == 3, builds
+for build in builds:
+    use = aot.compile_build(build)
+    assert "3 rows in flight" in aot.variant_of(build)
+    assert use.shared > 2 * 2 * 2 * 4096, use  # two rows of x and dy ahead of the one in use
+    assert use.faults(True) == [], use
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_only_narrow_accesses_to_rows_fail(tmp_path):
@@ -94,7 +113,8 @@ assert use.faults(False) == []
 def test_each_number_can_fail_a_build():
     code = """
 from dataclasses import replace
-from benchmarks.aot import Use, accesses, parse_ptxas
+from benchmarks.aot import Use
+from benchmarks.ptx import accesses, parse_ptxas
 
 log = (
     "72 bytes stack frame, 104 bytes spill stores, 96 bytes spill loads\\n"
@@ -117,14 +137,17 @@ ptx = '''
     ld.global.L1::evict_last.v2.b64 { %rd8, %rd9 }, [ %rd4 + 16 ];
     @%p1 st.global.b16 [ %rd7 + 0 ], { %rs1 };
     st.global.v8.b32 [ %rd4 + 0 ], { %r1, %r2, %r3, %r4, %r5, %r6, %r7, %r8 };
+    cp.async.cg.shared.global [ %r1 + 0 ], [ %rd7 + 0 ], 0x10, %r2;
+    @%p1 cp.async.ca.shared.global [ %r1 + 0 ], [ %rd4 + 0 ], 4;
 '''
-assert accesses(ptx, "ld") == [(0, 64), (1, 128), (0, 128)], accesses(ptx, "ld")
+assert accesses(ptx, "ld") == [(0, 64), (1, 128), (0, 128), (1, 128), (0, 32)], accesses(ptx, "ld")
 assert accesses(ptx, "st") == [(1, 16), (0, 256)], accesses(ptx, "st")
 for read, wrong in (
     (parse_ptxas, ("ptxas info : nothing",)),
     (accesses, (ptx + "ld.global.b32 %r1, [ %rd3 + 0 ];", "ld")),
     (accesses, (ptx + "add.s64 %rd4, %rd4, %rd2;", "ld")),
-    (accesses, (ptx + "cp.async.cg.shared.global [ %r1 ], [ %rd4 ], 16;", "ld")),
+    (accesses, (ptx + "cp.async.cg.shared.global [ %r1 ], [ %rd3 ], 16;", "ld")),
+    (accesses, (ptx + "cp.async.bulk.shared::cta.global [ %r1 ], [ %rd4 ], %r2, [ %r3 ];", "ld")),
 ):
     try:
         read(*wrong)
@@ -133,7 +156,7 @@ for read, wrong in (
     else:
         raise AssertionError(f"{read} made something of {wrong}")
 
-good = Use(255, 0, 0, 0, (2, 2), (1, 1))
+good = Use(255, 0, 0, 0, 0, (2, 2), (1, 1))
 assert good.faults(True) == []
 for change in (
     {"stack": 8}, {"spill_stores": 4}, {"spill_loads": 4},

@@ -1,0 +1,96 @@
+"""What the compile gate compiles: the launches that every launcher makes, on tensors without memory."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from ofa_kernels.triton import launch, plan
+
+F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
+COLUMNS = {
+    BF16: (576, 2048, 4096, 8192, 16384, 32768, 65536, 577, 4097, 65535),
+    F32: (576, 2048, 4096, 8192, 16384, 32768, 65536, 577, 4097, 65535),
+    F16: (4096, 65536),
+    F64: (576, 65536, 577),
+}
+ROWS = 352
+PROBES = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the launchers are called with.
+
+    Args:
+        dtype: the type of the rows.
+        columns: their length.
+        pipeline: rows in flight, in place of the plan's choice; where there are several, of the kernel alone
+            that can have them.
+    """
+
+    dtype: torch.dtype
+    columns: int
+    pipeline: int = 1
+
+
+CASES = [Case(dtype, n) for dtype, lengths in COLUMNS.items() for n in lengths]
+CASES += [Case(BF16, n, pipeline) for n in (4096, 8192) for pipeline in (2, 3)]
+
+
+def calls(case: Case) -> list[Callable[[], object]]:
+    """Every launcher for one case; tensors of the device "meta" have sizes and no memory."""
+    dtype, columns = case.dtype, case.columns
+    x, w = torch.empty(ROWS, columns, dtype=dtype, device="meta"), torch.empty(columns, device="meta")
+    ids, layers = torch.arange(ROWS, device="meta"), torch.arange(1, device="meta")
+    p = x.new_empty(PROBES, *x.shape)
+    lengths = x.new_empty(PROBES, ROWS, dtype=F64 if dtype == F64 else F32)
+    eps, offset, seed, layer = 1e-6, 0.0, 1, 1  # Triton makes a 1 a constant where it may: it must not here
+    backward = [
+        lambda: launch.rms_norm_backward(x, w, x, x, eps, offset, True, True),
+        lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, True),
+        lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, False),
+    ]
+    if case.pipeline > 1:
+        return backward
+    found = [
+        *backward,
+        lambda: launch.rms_norm_forward(x, w, eps, offset, "hf"),
+        lambda: launch.add_rms_norm_forward(x, x, w, eps, offset, "fp32"),
+        lambda: launch.rademacher(columns, ids, PROBES, layers, seed, dtype),
+        lambda: launch.preconditioned_probes(x, w, eps, offset, seed, PROBES, ids, layer),
+        lambda: launch.preconditioned_probes_backward(x, w, p, eps, offset, seed, ids, layer),
+        lambda: launch.probe_dot(p, seed, ids, layer),
+        lambda: launch.probe_scale(lengths, columns, seed, ids, layer, dtype),
+        lambda: launch.step_lengths(p),
+        lambda: launch.step_lengths_backward(p, lengths[1:], lengths[1:]),
+    ]
+    for k in (1, 16):
+        t, v = x.new_empty(k, *x.shape), w.new_empty(k, columns)
+        found += [
+            lambda t=t, v=v: launch.rms_norm_jvp(x, w, t, v, eps, offset),
+            lambda t=t, v=v: launch.rms_norm_backward_tangent(x, w, x, t, v, t, eps, offset, True),
+            lambda t=t, v=v: launch.rms_norm_backward_tangent(x, w, x, t, None, t, eps, offset, False),
+            lambda t=t, v=v: launch.rms_norm_jvp_backward(x, w, t, t, v, eps, offset, True, True),
+            lambda t=t, v=v: launch.rms_norm_jvp_backward(x, w, t, t, None, eps, offset, True, False),
+        ]
+    return found
+
+
+def launches(case: Case) -> list[tuple[JITFunction, tuple, dict]]:
+    """The kernels that the launchers launch, each with its arguments and options; nothing is launched."""
+    found = []
+
+    def record(kernel, *args, grid, warmup, **options):
+        found.append((kernel, args, options))
+
+    def choose(*args, plan=plan.plan):
+        return dataclasses.replace(plan(*args), pipeline=case.pipeline)
+
+    with mock.patch.object(JITFunction, "run", record), mock.patch.object(plan, "plan", choose):
+        for call in calls(case):
+            call()
+    return found
