@@ -10,7 +10,7 @@ GPU would be given: the same warps, blocks and stages, and the arguments special
 Spill bytes and local memory must be 0, and global accesses to rows 128 bits wide. In the PTX every address is
 traced back to the kernel argument that it comes from; arguments whose last size is the row length hold rows.
 Left out are example ids, scratch sums and results of one number a row, which are a few bytes a program, and
-rows whose length is no multiple of 16, which don't all start at a multiple of 16 bytes.
+rows of which some don't start at a multiple of 16 bytes.
 """
 
 import argparse
@@ -56,6 +56,7 @@ class Build:
     attributes: dict
     options: dict
     row_arguments: frozenset[str]
+    aligned: bool
 
     def key(self) -> str:
         """Equal for builds with the same machine code."""
@@ -98,7 +99,7 @@ class Row:
     variant: str
     aligned: bool
     dtypes: list[str]
-    columns: list[int]
+    columns: list[str]
     uses: dict[int, Use]
 
     def faults(self) -> list[str]:
@@ -113,7 +114,7 @@ class Row:
             " ".join(sorted({"{}/{}".format(*getattr(use, name)) for use in self.uses.values()}))
             for name in ("loads", "stores")
         )
-        lists = (", ".join(map(str, values)) for values in (self.dtypes, self.columns))
+        lists = (", ".join(values) for values in (self.dtypes, self.columns))
         registers = (str(use.registers) for use in self.uses.values())
         shared = str(max(use.shared for use in self.uses.values()))
         spills = str(max(use.spill_stores + use.spill_loads + use.stack for use in self.uses.values()))
@@ -129,16 +130,30 @@ def specialise(arch: int, columns: int, kernel: JITFunction, args: tuple, option
     parsed, signature, constants, attributes = kernel._pack_args(
         backend, options, bound, specialization, extra
     )
-    rows = frozenset(
-        name
+    rows = {
+        name: value
         for name, value in bound.items()
         if isinstance(value, torch.Tensor)
         and value.shape[-1:] == (columns,)
         and (kernel.__name__, name) not in NARROW
-    )
+    }
     return Build(
-        kernel.__module__, kernel.__name__, arch, signature, constants, attributes, vars(parsed), rows
+        kernel.__module__,
+        kernel.__name__,
+        arch,
+        signature,
+        constants,
+        attributes,
+        vars(parsed),
+        frozenset(rows),
+        all(map(starts_at_vectors, rows.values())),
     )
+
+
+def starts_at_vectors(rows: torch.Tensor) -> bool:
+    """Whether every row starts at a multiple of the widest access."""
+    starts = [rows.storage_offset(), *rows.stride()[:-1]]
+    return not any(8 * start * rows.element_size() % WIDE_BITS for start in starts)
 
 
 def compile_build(build: Build) -> Use:
@@ -196,10 +211,11 @@ def measure(architectures: list[int], columns: list[int] | None, only: str) -> l
             mine = [specialise(arch, case.columns, kernel, args, options) for arch in architectures]
             keys = [build.key() for build in mine]
             builds |= dict(zip(keys, mine, strict=True))
-            row = Row(mine[0].kernel, variant_of(mine[0]), case.columns % 16 == 0, [], [], {})
+            row = Row(mine[0].kernel, variant_of(mine[0]), False, [], [], {})
             row, _ = found.setdefault(keys[0], (row, keys))
+            row.aligned |= mine[0].aligned
             row.dtypes += {str(case.dtype).removeprefix("torch.")} - set(row.dtypes)
-            row.columns += {case.columns} - set(row.columns)
+            row.columns += {str(case)} - set(row.columns)
     with ProcessPoolExecutor(os.cpu_count(), initializer=_prepare) as pool:
         uses = dict(zip(builds, pool.map(compile_build, builds.values(), chunksize=8), strict=True))
     for row, keys in found.values():
@@ -219,8 +235,8 @@ def summary(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     return ["kernel", "builds", *(f"registers sm_{arch}" for arch in architectures), "failing"], lines
 
 
-def to_markdown(rows: list[Row]) -> str:
-    """What every kernel needs at most, then one line for each of the builds that matter most."""
+def to_markdown(rows: list[Row], path: Path) -> str:
+    """The text for `path`: what each kernel needs at most, then a line for each build that matters most."""
 
     def table(names: list[str], lines: list[list[str]]) -> list[str]:
         return ["| " + " | ".join(line) + " |" for line in (names, ["---"] * len(names), *lines)]
@@ -232,22 +248,22 @@ def to_markdown(rows: list[Row]) -> str:
     lines = [
         "# Ahead-of-time compile gate",
         "",
-        f"Written by `python -m benchmarks.aot --write benchmarks/aot.md` with Triton {triton.__version__}; "
+        f"Written by `python -m benchmarks.aot --write {path}` with Triton {triton.__version__}; "
         "no GPU was present. The weight is float32 throughout; 1 and 16 tangents are the same machine code.",
         "",
-        "Gated: spill bytes and local memory must be 0 everywhere, and where the row length is a multiple of "
-        f"16 every global load and store of a row must be {WIDE_BITS} bits wide. Registers and shared memory "
-        "are information.",
+        "Gated: spill bytes and local memory must be 0 everywhere, and where every row starts at a multiple "
+        f"of 16 bytes every global load and store of a row must be {WIDE_BITS} bits wide. Registers and "
+        "shared memory are information.",
         "",
         "## Every build, the most that one of them uses",
         "",
         *table(*summary(rows)),
         "",
-        "## bfloat16 and float32, lengths that are multiples of 16",
+        "## bfloat16 and float32, rows that start at multiples of 16 bytes",
         "",
         "A variant is its stage (`row`: a program holds a row; `sums`, `apply`: the two launches for rows "
         "cut into blocks), columns a program × warps, rows in flight where there are several, and what sets "
-        "its arguments apart.",
+        "its arguments apart. Columns of a wider tensor begin after the rest of it.",
         "",
         *table(names, [row.cells() for row in common]),
     ]
@@ -278,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"FAIL {' '.join(row.cells())}", style="red", highlight=False, soft_wrap=True)
     console.print(f"{len(rows) - len(failed)} of {len(rows)} pass")
     if options.write:
-        options.write.write_text(to_markdown(rows), encoding="utf-8")
+        options.write.write_text(to_markdown(rows, options.write), encoding="utf-8")
     return 1 if failed else 0
 
 

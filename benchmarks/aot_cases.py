@@ -12,10 +12,10 @@ from ofa_kernels.triton import launch, plan
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 COLUMNS = {
-    BF16: (576, 2048, 4096, 8192, 16384, 32768, 65536, 577, 4097, 65535),
-    F32: (576, 2048, 4096, 8192, 16384, 32768, 65536, 577, 4097, 65535),
+    BF16: (576, 2048, 4096, 4104, 8192, 16384, 32768, 65536, 577, 4097, 65535),
+    F32: (576, 2048, 4096, 4100, 4104, 8192, 16384, 16388, 32768, 65536, 577, 4097, 65535),
     F16: (4096, 65536),
-    F64: (576, 65536, 577),
+    F64: (576, 580, 65536, 577),
 }
 ROWS = 352
 PROBES = 8
@@ -28,25 +28,36 @@ class Case:
     Args:
         dtype: the type of the rows.
         columns: their length.
+        skipped: the columns of a wider tensor that come before those of every row.
         pipeline: rows in flight, in place of the plan's choice; where there are several, of the kernel alone
             that can have them.
     """
 
     dtype: torch.dtype
     columns: int
+    skipped: int = 0
     pipeline: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.columns} of {self.columns + self.skipped}" if self.skipped else str(self.columns)
+
+    def rows(self, *sizes: int) -> torch.Tensor:
+        """A tensor without memory whose last size is the row length."""
+        wide = torch.empty(*sizes, self.skipped + self.columns, dtype=self.dtype, device="meta")
+        return wide[..., self.skipped :]
 
 
 CASES = [Case(dtype, n) for dtype, lengths in COLUMNS.items() for n in lengths]
-CASES += [Case(BF16, n, pipeline) for n in (4096, 8192) for pipeline in (2, 3)]
+CASES += [Case(BF16, 4096, 8), Case(F32, 4096, 4), Case(BF16, 4096, 1), Case(F32, 8192, 2)]
+CASES += [Case(BF16, n, pipeline=pipeline) for n in (4096, 8192) for pipeline in (2, 3)]
 
 
 def calls(case: Case) -> list[Callable[[], object]]:
     """Every launcher for one case; tensors of the device "meta" have sizes and no memory."""
     dtype, columns = case.dtype, case.columns
-    x, w = torch.empty(ROWS, columns, dtype=dtype, device="meta"), torch.empty(columns, device="meta")
+    x, w = case.rows(ROWS), torch.empty(columns, device="meta")
     ids, layers = torch.arange(ROWS, device="meta"), torch.arange(1, device="meta")
-    p = x.new_empty(PROBES, *x.shape)
+    p = case.rows(PROBES, ROWS)
     lengths = x.new_empty(PROBES, ROWS, dtype=F64 if dtype == F64 else F32)
     eps, offset, seed, layer = 1e-6, 0.0, 1, 1  # Triton makes a 1 a constant where it may: it must not here
     backward = [
@@ -69,7 +80,7 @@ def calls(case: Case) -> list[Callable[[], object]]:
         lambda: launch.step_lengths_backward(p, lengths[1:], lengths[1:]),
     ]
     for k in (1, 16):
-        t, v = x.new_empty(k, *x.shape), w.new_empty(k, columns)
+        t, v = case.rows(k, ROWS), w.new_empty(k, columns)
         found += [
             lambda t=t, v=v: launch.rms_norm_jvp(x, w, t, v, eps, offset),
             lambda t=t, v=v: launch.rms_norm_backward_tangent(x, w, x, t, v, t, eps, offset, True),

@@ -19,7 +19,7 @@ from ofa_kernels.triton.launch_tangent import (
     rms_norm_jvp,
     rms_norm_jvp_backward,
 )
-from ofa_kernels.triton.plan import BACKWARD, FORWARD, acc, as_rows, dense_like, partials_like
+from ofa_kernels.triton.plan import BACKWARD, FORWARD, acc, as_rows, dense_like, partials_like, unit_of
 
 __all__ = [
     "add_rms_norm_forward",
@@ -53,12 +53,12 @@ def add_rms_norm_forward(
 def _forward(x, residual, weight, eps, offset, rounding):
     n_cols = x.shape[-1]
     n_rows = x.numel() // n_cols
-    p = plan.plan(FORWARD, n_cols, x.dtype)
     y = dense_like(x)
     s = None if residual is None else torch.empty_like(y)
     if n_rows:
         rows = as_rows(x, n_rows)
         residual_rows = None if residual is None else as_rows(residual, n_rows)
+        p = plan.plan(FORWARD, n_cols, x.dtype, unit_of(n_cols, rows, residual_rows))
         p.launch(
             kernels.rms_norm_forward,
             n_rows,
@@ -68,8 +68,8 @@ def _forward(x, residual, weight, eps, offset, rounding):
             s,
             y,
             p.scratch(x, n_rows, 1),
-            rows.stride(0),
-            0 if residual is None else residual_rows.stride(0),
+            rows.stride()[0],
+            0 if residual is None else residual_rows.stride()[0],
             n_cols,
             EPS=eps,
             OFFSET=offset,
@@ -92,15 +92,15 @@ def rms_norm_backward(
     """dx of x's shape with ds added before it is rounded, and dw [N]; each where needed."""
     n_cols = x.shape[-1]
     n_rows = x.numel() // n_cols
-    p = plan.plan(BACKWARD, n_cols, x.dtype)
-    # a program that owes no share of dw takes one row: more of them run at once
-    programs = p.programs(n_rows) if need_dw else n_rows
     dx = dense_like(x) if need_dx else None
-    partials = partials_like(x, programs, n_cols) if need_dw else None
     if not n_rows:
         return dx, torch.zeros_like(weight) if need_dw else None
     rows, dy_rows = as_rows(x, n_rows), as_rows(dy, n_rows)
     ds_rows = None if ds is None else as_rows(ds, n_rows)
+    p = plan.plan(BACKWARD, n_cols, x.dtype, unit_of(n_cols, rows, dy_rows, ds_rows))
+    # a program that owes no share of dw takes one row: more of them run at once
+    programs = p.programs(n_rows) if need_dw else n_rows
+    partials = partials_like(x, programs, n_cols) if need_dw else None
     p.launch(
         kernels.rms_norm_backward,
         programs,
@@ -111,9 +111,9 @@ def rms_norm_backward(
         dx,
         partials,
         p.scratch(x, n_rows, 2),
-        rows.stride(0),
-        dy_rows.stride(0),
-        0 if ds is None else ds_rows.stride(0),
+        rows.stride()[0],
+        dy_rows.stride()[0],
+        0 if ds is None else ds_rows.stride()[0],
         n_rows,
         n_cols,
         EPS=eps,

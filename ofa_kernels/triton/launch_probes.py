@@ -15,6 +15,7 @@ from ofa_kernels.triton.plan import (
     dense_like,
     on,
     partials_like,
+    unit_of,
 )
 
 BLOCK, WARPS = 1024, 2  # 16 values a thread; reductions loop over such blocks, the rest takes one a program
@@ -49,6 +50,7 @@ def rademacher(
                 n_examples,
                 n_cols,
                 BLOCK_N=BLOCK,
+                UNIT=unit_of(n_cols, out),
                 num_warps=WARPS,
             )
     return out
@@ -66,10 +68,10 @@ def preconditioned_probes(
 ) -> Tensor:
     """(weight + offset) rstd(z) sign as [n_probes, rows, D] in z's type, for z [rows, D]."""
     n_rows, n_cols = z.shape
-    p = plan.plan(PROBES, n_cols, z.dtype)
     out = z.new_empty((n_probes, n_rows, n_cols))
     if out.numel():
         z = as_rows(z, n_rows)
+        p = plan.plan(PROBES, n_cols, z.dtype, unit_of(n_cols, z))
         p.launch(
             kernels.preconditioned_probes,
             n_rows,
@@ -103,12 +105,12 @@ def preconditioned_probes_backward(
 ) -> tuple[Tensor, Tensor]:
     """dz [rows, D] and dw [D] of ⟨dp, `preconditioned_probes`⟩ for dp [n_probes, rows, D]."""
     n_probes, n_rows, n_cols = dp.shape
-    p = plan.plan(PROBES_BACKWARD, n_cols, z.dtype)
     dz = dense_like(z)
     if not n_rows:
         return dz, torch.zeros_like(weight)
-    partials = partials_like(z, p.programs(n_rows), n_cols)
     z, dp = as_rows(z, n_rows), as_rows(dp, n_probes, n_rows)
+    p = plan.plan(PROBES_BACKWARD, n_cols, z.dtype, unit_of(n_cols, z, dp))
+    partials = partials_like(z, p.programs(n_rows), n_cols)
     p.launch(
         kernels.preconditioned_probes_backward,
         partials.shape[0],
@@ -153,6 +155,7 @@ def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
                 n_cols,
                 ACC=acc(t),
                 BLOCK_N=BLOCK,
+                UNIT=unit_of(n_cols, t),
                 num_warps=WARPS,
             )
     return out
@@ -176,6 +179,7 @@ def probe_scale(
                 n_cols,
                 ACC=acc(out),
                 BLOCK_N=BLOCK,
+                UNIT=unit_of(n_cols, out),
                 num_warps=WARPS,
             )
     return out
@@ -197,6 +201,7 @@ def step_lengths(states: Tensor) -> Tensor:
                 n_cols,
                 ACC=acc(states),
                 BLOCK_N=BLOCK,
+                UNIT=unit_of(n_cols, states),
                 num_warps=WARPS,
             )
     return out
@@ -221,6 +226,7 @@ def step_lengths_backward(states: Tensor, lengths: Tensor, dlengths: Tensor) -> 
                 n_cols,
                 ACC=acc(states),
                 BLOCK_N=BLOCK,
-                num_warps=WARPS,
+                UNIT=unit_of(n_cols, states),
+                num_warps=2 * WARPS,  # with half as many, ptxas of Triton 3.6 spills for sm_100
             )
     return out

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ofa_kernels.triton import plan
 from ofa_kernels.triton import rms_norm_tangent as kernels
-from ofa_kernels.triton.plan import JVP, TANGENT, acc, as_rows, dense_like, partials_like
+from ofa_kernels.triton.plan import JVP, TANGENT, acc, as_rows, dense_like, partials_like, unit_of
 
 
 def _tangents(t: Tensor | None, *sizes: int) -> tuple[Tensor | None, tuple[int, ...]]:
@@ -26,12 +26,12 @@ def rms_norm_jvp(
     n_rows = x.numel() // n_cols
     k_shape = weight_dot.shape[:-1] if x_dot is None else x_dot.shape[: x_dot.dim() - x.dim()]
     n_tangents = math.prod(k_shape)
-    p = plan.plan(JVP, n_cols, x.dtype)
     y_dot = x.new_empty((*k_shape, *x.shape))
     if y_dot.numel():
         rows = as_rows(x, n_rows)
         x_dot, x_dot_strides = _tangents(x_dot, n_tangents, n_rows)
         weight_dot, weight_dot_strides = _tangents(weight_dot, n_tangents)
+        p = plan.plan(JVP, n_cols, x.dtype, unit_of(n_cols, rows, x_dot, weight_dot))
         p.launch(
             kernels.rms_norm_jvp,
             n_rows,
@@ -41,7 +41,7 @@ def rms_norm_jvp(
             weight_dot,
             y_dot,
             p.scratch(x, n_rows, 1 + n_tangents),
-            rows.stride(0),
+            rows.stride()[0],
             *x_dot_strides,
             *weight_dot_strides,
             n_rows,
@@ -74,16 +74,17 @@ def rms_norm_backward_tangent(
         if t is not None
     )
     n_tangents = math.prod(k_shape)
-    p = plan.plan(TANGENT, n_cols, x.dtype)
-    programs = p.programs(n_rows) if need_dw else n_rows
     dx_dot = x.new_empty((*k_shape, *x.shape))
     if not dx_dot.numel():
         return dx_dot, weight.new_zeros(*k_shape, n_cols) if need_dw else None
-    partials = partials_like(x, programs, *k_shape, n_cols) if need_dw else None
     rows, dy_rows = as_rows(x, n_rows), as_rows(dy, n_rows)
     x_dot, x_dot_strides = _tangents(x_dot, n_tangents, n_rows)
     weight_dot, weight_dot_strides = _tangents(weight_dot, n_tangents)
     dy_dot, dy_dot_strides = _tangents(dy_dot, n_tangents, n_rows)
+    unit = unit_of(n_cols, rows, dy_rows, x_dot, weight_dot, dy_dot)
+    p = plan.plan(TANGENT, n_cols, x.dtype, unit)
+    programs = p.programs(n_rows) if need_dw else n_rows
+    partials = partials_like(x, programs, *k_shape, n_cols) if need_dw else None
     p.launch(
         kernels.rms_norm_backward_tangent,
         programs,
@@ -96,8 +97,8 @@ def rms_norm_backward_tangent(
         dx_dot,
         partials,
         p.scratch(x, n_rows, 2 + 2 * n_tangents),
-        rows.stride(0),
-        dy_rows.stride(0),
+        rows.stride()[0],
+        dy_rows.stride()[0],
         *x_dot_strides,
         *weight_dot_strides,
         *dy_dot_strides,
@@ -130,19 +131,19 @@ def rms_norm_jvp_backward(
     n_rows = x.numel() // n_cols
     k_shape = dy.shape[: dy.dim() - x.dim()]
     n_tangents = math.prod(k_shape)
-    p = plan.plan(TANGENT, n_cols, x.dtype)
-    programs = p.programs(n_rows) if need_dw or need_dw_dot else n_rows
     dx = dense_like(x)
     dx_dot = x.new_empty((*k_shape, *x.shape))
     if not n_rows:
         dw = torch.zeros_like(weight) if need_dw else None
         return dx, dw, dx_dot, weight.new_zeros(*k_shape, n_cols) if need_dw_dot else None
-    dw_partials = partials_like(x, programs, n_cols) if need_dw else None
-    dw_dot_partials = partials_like(x, programs, *k_shape, n_cols) if need_dw_dot else None
     rows = as_rows(x, n_rows)
     dy, dy_strides = _tangents(dy, n_tangents, n_rows)
     x_dot, x_dot_strides = _tangents(x_dot, n_tangents, n_rows)
     weight_dot, weight_dot_strides = _tangents(weight_dot, n_tangents)
+    p = plan.plan(TANGENT, n_cols, x.dtype, unit_of(n_cols, rows, dy, x_dot, weight_dot))
+    programs = p.programs(n_rows) if need_dw or need_dw_dot else n_rows
+    dw_partials = partials_like(x, programs, n_cols) if need_dw else None
+    dw_dot_partials = partials_like(x, programs, *k_shape, n_cols) if need_dw_dot else None
     p.launch(
         kernels.rms_norm_jvp_backward,
         programs,
@@ -156,7 +157,7 @@ def rms_norm_jvp_backward(
         dx_dot,
         dw_dot_partials,
         p.scratch(x, n_rows, 1 + 3 * n_tangents),
-        rows.stride(0),
+        rows.stride()[0],
         *dy_strides,
         *x_dot_strides,
         *weight_dot_strides,

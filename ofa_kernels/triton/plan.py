@@ -16,13 +16,14 @@ MIN_BLOCK = 128  # the columns of one Philox call
 MAX_WARPS = 16  # at 32 a thread has 64 registers, and even the forward spills
 RESIDENT_WARPS = 2112  # 16 on each of an H100's 132 multiprocessors
 MAX_PROGRAMS = 528  # adding up their partial sums stays a small part of the work
+VECTOR_BYTES = 16  # the widest load
 WHOLE, BLOCKS = ("row",), ("sums", "apply")  # stages; row.py says what they are
 PARTIALS_BLOCK = (32, 64)  # partial sums by columns: 16 values a thread, and many programs for short rows
 
 
 @dataclass(frozen=True, eq=False)
 class Residency:
-    """What one program of a kernel holds in registers; half of it where a length is no multiple of 16.
+    """What one program of a kernel holds in registers; half of it where rows don't start at 16 bytes.
 
     Such rows are loaded value by value, each with its own address. The numbers are the largest without
     spills; the compile gate holds them to it.
@@ -62,6 +63,7 @@ class Plan:
     registers: int
     stages: tuple[str, ...]
     max_programs: int  # the most that share rows where each leaves a partial sum
+    unit: int  # what `unit_of` said of the rows
     partials: tuple[int, int] = PARTIALS_BLOCK
     pipeline: int = 1  # rows that the backward's loop has in flight
 
@@ -85,23 +87,27 @@ class Plan:
                     STAGE=stage,
                     BLOCK_N=self.block,
                     BLOCK_S=self.n_blocks_padded,
+                    UNIT=self.unit,
                     num_warps=self.num_warps,
                     maxnreg=self.registers,
                 )
 
     def finish(self, partials: Tensor, dtype: torch.dtype) -> Tensor:
         """The sum over the first dimension of partials, in a fixed order, in dtype."""
-        out = partials.new_empty(partials.shape[1:], dtype=dtype)
+        n_partials, *sizes = partials.shape
+        out = partials.new_empty(sizes, dtype=dtype)
+        n_cols = out.numel()
         block_p, block_n = self.partials
-        if out.numel():
+        if n_cols:
             with on(partials):
-                sum_partials[(cdiv(out.numel(), block_n),)](
+                sum_partials[(cdiv(n_cols, block_n),)](
                     partials,
                     out,
-                    partials.shape[0],
-                    out.numel(),
+                    n_partials,
+                    n_cols,
                     BLOCK_P=block_p,
                     BLOCK_N=block_n,
+                    UNIT=common_unit(n_cols, partials.element_size()),
                     num_warps=4,
                 )
         return out
@@ -112,11 +118,30 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def common_unit(counts: int, element_size: int) -> int:
+    """8, 4 or 1: what divides all the numbers whose bitwise or is `counts`; 4 fills no vector of halves."""
+    if counts % 8 == 0:
+        return 8
+    return 4 if counts % 4 == 0 and element_size > 2 else 1
+
+
+def unit_of(n_cols: int, *rows: Tensor | None) -> int:
+    """The columns that rows and their strides are multiples of; 1 where rows don't start at 16 bytes."""
+    counts, addresses = n_cols, 0
+    for t in rows:
+        if t is not None:
+            addresses |= t.data_ptr()
+            if not t.is_contiguous():  # the quicker question; where it is, strides are multiples of n_cols
+                for stride in t.stride()[:-1]:
+                    counts |= stride
+    return 1 if addresses % VECTOR_BYTES else common_unit(counts, rows[0].element_size())
+
+
 @lru_cache(maxsize=4096)
-def plan(residency: Residency, n_cols: int, dtype: torch.dtype) -> Plan:
-    """The launch for rows of n_cols of dtype."""
+def plan(residency: Residency, n_cols: int, dtype: torch.dtype, unit: int) -> Plan:
+    """The launch for rows of n_cols of dtype, laid out in units of `unit_of`."""
     residency = DOUBLE if dtype == torch.float64 else residency
-    share = 2 if n_cols % 16 else 1
+    share = 2 if unit == 1 else 1
     block = max(triton.next_power_of_2(n_cols), MIN_BLOCK)
     if block > residency.whole // share:
         block = residency.block // share
@@ -125,7 +150,7 @@ def plan(residency: Residency, n_cols: int, dtype: torch.dtype) -> Plan:
     stages = WHOLE if n_blocks == 1 else BLOCKS
     padded = max(triton.next_power_of_2(n_blocks), 16)
     programs = max(1, min(MAX_PROGRAMS, RESIDENT_WARPS // (warps * n_blocks)))
-    return Plan(block, n_blocks, padded, warps, residency.registers, stages, programs)
+    return Plan(block, n_blocks, padded, warps, residency.registers, stages, programs, unit)
 
 
 _HERE = nullcontext()
@@ -145,9 +170,10 @@ def acc(x: Tensor):
 
 def as_rows(x: Tensor, *sizes: int) -> Tensor:
     """x as [*sizes, N] with unit column stride; a view where strides allow it."""
-    if x.shape[:-1] != sizes:
-        x = x.reshape(*sizes, x.shape[-1])
-    return x if x.stride(-1) == 1 else x.contiguous()
+    shape = x.shape
+    if shape != (*sizes, shape[-1]):
+        x = x.reshape(*sizes, shape[-1])
+    return x if x.stride()[-1] == 1 else x.contiguous()  # stride(-1) takes thrice as long
 
 
 def dense_like(x: Tensor) -> Tensor:

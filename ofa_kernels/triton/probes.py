@@ -7,7 +7,7 @@ Columns are held as [groups, 4, 32]: a group of 128 columns is one Philox call, 
 import triton
 import triton.language as tl
 
-from ofa_kernels.triton.row import row_total, rstd_of, sum_of_squares
+from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares
 
 
 @triton.jit
@@ -46,8 +46,7 @@ def signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G: 
     return 1.0 - 2.0 * b_bits.to(tl.float32)
 
 
-# specialised, a seed half of 1 would be a Python int without .to, and multiples of 16 a second compile
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "n_probes", "n_examples"])
+@kernel
 def rademacher(
     out_ptr,  # [layers, n_probes, n_examples, n_cols], contiguous
     layers_ptr,  # [layers] int64
@@ -59,11 +58,13 @@ def rademacher(
     n_examples,
     n_cols,
     BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns BLOCK_N columns of one (layer, probe, example)."""
     BLOCK_G: tl.constexpr = BLOCK_N // 128
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
+    n_cols = multiple(n_cols, UNIT)
 
     i_example = i_row % n_examples
     i_probe = (i_row // n_examples) % n_probes
@@ -82,7 +83,7 @@ def rademacher(
     tl.store(out_ptr + i_row * n_cols + o_col, b_sign, mask=m_col)
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "layer", "n_rows", "n_probes"])
+@kernel
 def preconditioned_probes(
     z_ptr,  # [rows, n_cols], row stride stride_z
     w_ptr,  # [n_cols]
@@ -103,11 +104,14 @@ def preconditioned_probes(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one block of one row for all probes."""
     BLOCK_G: tl.constexpr = BLOCK_N // 128
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
+    stride_z = multiple(stride_z, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     o_group = i_block * BLOCK_G + tl.arange(0, BLOCK_G)
     o_col = columns_of(o_group)
@@ -129,7 +133,7 @@ def preconditioned_probes(
             tl.store(p_p, b_p * b_sign, mask=m_col)
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "layer", "n_rows", "n_probes"])
+@kernel
 def preconditioned_probes_backward(
     z_ptr,  # [rows, n_cols], row stride stride_z
     w_ptr,  # [n_cols]
@@ -154,12 +158,17 @@ def preconditioned_probes_backward(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one block of every num_programs-th row for all probes, and their share of dw."""
     BLOCK_G: tl.constexpr = BLOCK_N // 128
     i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     i_block = tl.program_id(1)
+    stride_z = multiple(stride_z, UNIT)
+    stride_dp_k = multiple(stride_dp_k, UNIT)
+    stride_dp = multiple(stride_dp, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     o_group = i_block * BLOCK_G + tl.arange(0, BLOCK_G)
     o_col = columns_of(o_group)
@@ -192,7 +201,7 @@ def preconditioned_probes_backward(
         tl.store(dw_ptr + tl.cast(i_program, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "layer", "n_rows"])
+@kernel
 def probe_dot(
     t_ptr,  # [n_probes, rows, n_cols], strides stride_t_k, stride_t
     ids_ptr,  # [rows] int64
@@ -207,10 +216,14 @@ def probe_dot(
     n_cols,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one (probe, row)."""
     BLOCK_G: tl.constexpr = BLOCK_N // 128
     i_out = tl.program_id(0).to(tl.int64)
+    stride_t_k = multiple(stride_t_k, UNIT)
+    stride_t = multiple(stride_t, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     i_probe = i_out // n_rows
     i_row = i_out % n_rows
@@ -229,7 +242,7 @@ def probe_dot(
     tl.store(out_ptr + i_out, tl.sum(b))
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "layer", "n_rows"])
+@kernel
 def probe_scale(
     scale_ptr,  # [n_probes, rows], contiguous
     ids_ptr,  # [rows] int64
@@ -242,11 +255,13 @@ def probe_scale(
     n_cols,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns BLOCK_N columns of one (probe, row)."""
     BLOCK_G: tl.constexpr = BLOCK_N // 128
     i_out = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
+    n_cols = multiple(n_cols, UNIT)
 
     i_probe = i_out // n_rows
     i_row = i_out % n_rows

@@ -1,12 +1,11 @@
 """RMSNorm: forward and backward; `row.py` says what a stage is, `reference.py` states the mathematics."""
 
-import triton
 import triton.language as tl
 
-from ofa_kernels.triton.row import row_total, rstd_of, sum_of_squares
+from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares
 
 
-@triton.jit
+@kernel
 def rms_norm_forward(
     x_ptr,  # [rows, n_cols], row stride stride_x
     residual_ptr,  # like x with stride_residual, or None
@@ -24,10 +23,14 @@ def rms_norm_forward(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one block of one row."""
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
+    stride_x = multiple(stride_x, UNIT)
+    stride_residual = multiple(stride_residual, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 
@@ -54,7 +57,7 @@ def rms_norm_forward(
         tl.store(y_ptr + i_row * n_cols + o_col, b_w * b_x_hat, mask=m_col)
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@kernel
 def rms_norm_backward(
     x_ptr,  # [rows, n_cols], row stride stride_x
     w_ptr,  # [n_cols]
@@ -75,11 +78,16 @@ def rms_norm_backward(
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     PIPELINE: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one block of every num_programs-th row, and their share of dw."""
     i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     i_block = tl.program_id(1)
+    stride_x = multiple(stride_x, UNIT)
+    stride_dy = multiple(stride_dy, UNIT)
+    stride_ds = multiple(stride_ds, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 
@@ -110,7 +118,7 @@ def rms_norm_backward(
         tl.store(dw_ptr + tl.cast(i_program, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
 
 
-@triton.jit(do_not_specialize=["n_partials"])
+@kernel
 def sum_partials(
     partials_ptr,  # [n_partials, n_cols], contiguous
     out_ptr,  # [n_cols]
@@ -118,9 +126,11 @@ def sum_partials(
     n_cols,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns BLOCK_N columns; the order of the additions is fixed."""
     i_block = tl.program_id(0).to(tl.int64)
+    n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     o_partial = tl.arange(0, BLOCK_P).to(tl.int64)

@@ -4,13 +4,12 @@
 r = rstd afterwards, so that all of a row's sums come from one reading.
 """
 
-import triton
 import triton.language as tl
 
-from ofa_kernels.triton.row import row_total, rstd_of, sum_of_squares
+from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_tangents"])
+@kernel
 def rms_norm_jvp(
     x_ptr,  # [rows, n_cols], row stride stride_x
     w_ptr,  # [n_cols]
@@ -31,10 +30,16 @@ def rms_norm_jvp(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one block of one row for all tangents."""
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
+    stride_x = multiple(stride_x, UNIT)
+    stride_x_dot_k = multiple(stride_x_dot_k, UNIT)
+    stride_x_dot = multiple(stride_x_dot, UNIT)
+    stride_w_dot = multiple(stride_w_dot, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 
@@ -64,7 +69,7 @@ def rms_norm_jvp(
             tl.store(p_y_dot, b_y_dot, mask=m_col)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_tangents"])
+@kernel
 def rms_norm_backward_tangent(
     x_ptr,  # [rows, n_cols], row stride stride_x
     w_ptr,  # [n_cols]
@@ -91,11 +96,20 @@ def rms_norm_backward_tangent(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one block of every num_programs-th row for all tangents, and its share of dw_dot."""
     i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     i_block = tl.program_id(1)
+    stride_x = multiple(stride_x, UNIT)
+    stride_dy = multiple(stride_dy, UNIT)
+    stride_x_dot_k = multiple(stride_x_dot_k, UNIT)
+    stride_x_dot = multiple(stride_x_dot, UNIT)
+    stride_w_dot = multiple(stride_w_dot, UNIT)
+    stride_dy_dot_k = multiple(stride_dy_dot_k, UNIT)
+    stride_dy_dot = multiple(stride_dy_dot, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 
@@ -154,7 +168,7 @@ def rms_norm_backward_tangent(
                     tl.store(p_dw_dot, b_dw_dot, mask=m_col)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_tangents"])
+@kernel
 def rms_norm_jvp_backward(
     x_ptr,  # [rows, n_cols], row stride stride_x
     w_ptr,  # [n_cols]
@@ -181,11 +195,19 @@ def rms_norm_jvp_backward(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one block of every num_programs-th row for all tangents, and its share of the sums."""
     i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     i_block = tl.program_id(1)
+    stride_x = multiple(stride_x, UNIT)
+    stride_dy_k = multiple(stride_dy_k, UNIT)
+    stride_dy = multiple(stride_dy, UNIT)
+    stride_x_dot_k = multiple(stride_x_dot_k, UNIT)
+    stride_x_dot = multiple(stride_x_dot, UNIT)
+    stride_w_dot = multiple(stride_w_dot, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 

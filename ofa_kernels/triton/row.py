@@ -5,8 +5,26 @@ one a program, and its kernel is launched twice: STAGE "sums" leaves every block
 "apply" adds them up and does the rest. The kernels read the same either way: `row_total` hides the stage.
 """
 
+import inspect
+
 import triton
 import triton.language as tl
+
+
+def kernel(body):
+    """`triton.jit` with no integer specialised: what a build may assume of sizes and strides is its UNIT.
+
+    Specialised, an integer of 1 would be no tensor, and one more multiple of 16 one more build.
+    """
+    parameters = inspect.signature(body).parameters.items()
+    integers = [n for n, p in parameters if p.annotation is not tl.constexpr and not n.endswith("_ptr")]
+    return triton.jit(body, do_not_specialize=integers)
+
+
+@triton.jit
+def multiple(n, UNIT: tl.constexpr):
+    """n, a multiple of UNIT by the launcher's word: its form tells the compiler, which then loads vectors."""
+    return n // UNIT * UNIT
 
 
 @triton.jit

@@ -1,12 +1,11 @@
 """Lengths of the steps between consecutive states, ‖Z_t - Z_{t-1}‖, and their gradient."""
 
-import triton
 import triton.language as tl
 
-from ofa_kernels.triton.row import square_root
+from ofa_kernels.triton.row import kernel, multiple, square_root
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@kernel
 def step_lengths(
     z_ptr,  # [steps + 1, rows, n_cols], strides stride_z_t, stride_z
     out_ptr,  # [steps, rows] in ACC
@@ -16,9 +15,13 @@ def step_lengths(
     n_cols,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one (step, row)."""
     i_out = tl.program_id(0).to(tl.int64)
+    stride_z_t = multiple(stride_z_t, UNIT)
+    stride_z = multiple(stride_z, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     i_step = i_out // n_rows
     i_row = i_out % n_rows
@@ -36,7 +39,7 @@ def step_lengths(
     tl.store(out_ptr + i_out, square_root(tl.sum(b)))
 
 
-@triton.jit(do_not_specialize=["n_steps", "n_rows"])
+@kernel
 def step_lengths_backward(
     z_ptr,  # [steps + 1, rows, n_cols], strides stride_z_t, stride_z
     lengths_ptr,  # [steps, rows] in ACC, contiguous
@@ -49,10 +52,14 @@ def step_lengths_backward(
     n_cols,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One program owns one block of one row, and walks along its states: each is read once."""
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
+    stride_z_t = multiple(stride_z_t, UNIT)
+    stride_z = multiple(stride_z, UNIT)
+    n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 

@@ -59,6 +59,20 @@ sys.exit(aot.main(options))
     assert "bytes of spill stores" in table.read_text()
 
 
+def test_rows_loaded_value_by_value_where_vectors_could_be_fail():
+    code = """
+import sys
+from benchmarks import aot
+from ofa_kernels.triton import launch
+
+launch.unit_of = lambda *_: 1
+sys.exit(aot.main(["--arch", "90", "--columns", "4104", "--only", "rms_norm_forward"]))
+"""
+    done = python("-c", code)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "global loads narrower than 128 bits" in done.stdout
+
+
 def test_rows_in_flight_are_loaded_by_wide_asynchronous_copies():
     code = """
 from benchmarks import aot

@@ -8,18 +8,51 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from ofa_kernels.triton import launch, plan, rms_norm
-from tests.ofa_kernels.triton_checks import EPS, F32, F64, draw
+from tests.ofa_kernels.triton_checks import BF16, EPS, F32, F64, draw
 
 
 @pytest.mark.parametrize("n_cols", [1, 576, 4096, 8191, 8192, 65536, 65537])
 def test_plans_cover_every_column(n_cols):
     for residency in (plan.FORWARD, plan.BACKWARD, plan.JVP, plan.TANGENT, plan.PROBES):
-        for dtype in (F32, F64):
-            chosen = plan.plan(residency, n_cols, dtype)
+        for dtype, unit in ((F32, 1), (F32, 8), (F64, 1)):
+            chosen = plan.plan(residency, n_cols, dtype, unit)
             assert chosen.block * (chosen.n_blocks - 1) < n_cols <= chosen.block * chosen.n_blocks
             assert chosen.n_blocks <= chosen.n_blocks_padded
             assert chosen.num_warps * 32 * chosen.registers <= 65536
             assert 1 <= chosen.programs(10**6) <= plan.MAX_PROGRAMS
+
+
+def test_a_unit_divides_the_length_and_every_stride_and_no_vector_starts_between_two():
+    def unit(dtype, n_cols, skipped=0, gap=0):
+        wide = torch.empty(2, 3, skipped + n_cols + gap, dtype=dtype)[..., skipped : skipped + n_cols]
+        return plan.unit_of(n_cols, torch.empty(2, 3, n_cols, dtype=dtype), None, wide)
+
+    assert [unit(dtype, 4096) for dtype in (BF16, F32, F64)] == [8, 8, 8]
+    assert [unit(dtype, 4100) for dtype in (BF16, F32, F64)] == [1, 4, 4]
+    assert [unit(dtype, 4098) for dtype in (BF16, F32, F64)] == [1, 1, 1]
+    assert [unit(BF16, 4096, skipped) for skipped in (8, 4, 2, 1)] == [8, 1, 1, 1]
+    assert [unit(F32, 4096, skipped) for skipped in (8, 4, 2, 1)] == [8, 4, 1, 1]
+    # strides allow vectors, the first address does not
+    assert [unit(F32, 4096, skipped, 8 - skipped) for skipped in (4, 2)] == [8, 1]
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+def test_rows_between_two_vectors_take_half_the_registers(device, monkeypatch, dtype):
+    def block(x):
+        chosen = []
+
+        def choose(*args, chosen_plan=plan.plan):
+            chosen.append(chosen_plan(*args))
+            return chosen[-1]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(plan, "plan", choose)
+            launch.rms_norm_forward(x, draw(device, F32, x.shape[-1]), EPS, 0.0, "hf")
+        return chosen[0].block // chosen[0].num_warps
+
+    wide = draw(device, dtype, 2, 4096 + 16)
+    assert block(wide[:, 8:-8]) == block(draw(device, dtype, 2, 4096)) == 512
+    assert block(wide[:, 1:-15]) == block(wide[:, 2:-14]) == 256
 
 
 class Recorder:
@@ -41,6 +74,7 @@ def test_a_launch_takes_every_choice_from_its_plan(device, monkeypatch):
         registers=96,
         stages=plan.BLOCKS,
         max_programs=5,
+        unit=4,
         partials=(16, 128),
         pipeline=3,
     )
@@ -53,8 +87,8 @@ def test_a_launch_takes_every_choice_from_its_plan(device, monkeypatch):
     assert [grid for grid, _ in backward.launches] == [(5, 3), (5, 3)]
     assert [constants["STAGE"] for _, constants in backward.launches] == ["sums", "apply"]
     for _, constants in backward.launches:
-        names = ("BLOCK_N", "BLOCK_S", "num_warps", "maxnreg", "PIPELINE")
-        assert [constants[name] for name in names] == [256, 32, 2, 96, 3]
+        names = ("BLOCK_N", "BLOCK_S", "num_warps", "maxnreg", "UNIT", "PIPELINE")
+        assert [constants[name] for name in names] == [256, 32, 2, 96, 4, 3]
     ((grid, constants),) = sums.launches
     assert (grid, constants["BLOCK_P"], constants["BLOCK_N"]) == ((6,), 16, 128)
 
@@ -63,7 +97,7 @@ def test_rows_in_flight_change_no_bit(device, monkeypatch):
     x, dy, w = draw(device, F32, 7, 70), draw(device, F32, 7, 70), draw(device, F32, 70)
     found = []
     for rows in (1, 2, 3):
-        chosen = dataclasses.replace(plan.plan(plan.BACKWARD, 70, F32), pipeline=rows, max_programs=2)
+        chosen = dataclasses.replace(plan.plan(plan.BACKWARD, 70, F32, 1), pipeline=rows, max_programs=2)
         with monkeypatch.context() as patched:
             patched.setattr(plan, "plan", lambda *_, chosen=chosen: chosen)
             found.append(launch.rms_norm_backward(x, w, dy, None, EPS, 0.0, True, True))
