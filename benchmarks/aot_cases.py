@@ -59,7 +59,7 @@ def calls(case: Case) -> list[Callable[[], object]]:
     ids, layers = torch.arange(ROWS, device="meta"), torch.arange(1, device="meta")
     p = case.rows(PROBES, ROWS)
     lengths = x.new_empty(PROBES, ROWS, dtype=F64 if dtype == F64 else F32)
-    eps, offset, seed, layer = 1e-6, 0.0, 1, 1  # Triton makes a 1 a constant where it may: it must not here
+    eps, offset, layer = 1e-6, 0.0, 1  # Triton makes a 1 a constant where it may: it must not here
     backward = [
         lambda: launch.rms_norm_backward(x, w, x, x, eps, offset, True, True),
         lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, True),
@@ -71,14 +71,17 @@ def calls(case: Case) -> list[Callable[[], object]]:
         *backward,
         lambda: launch.rms_norm_forward(x, w, eps, offset, "hf"),
         lambda: launch.add_rms_norm_forward(x, x, w, eps, offset, "fp32"),
-        lambda: launch.rademacher(columns, ids, PROBES, layers, seed, dtype),
-        lambda: launch.preconditioned_probes(x, w, eps, offset, seed, PROBES, ids, layer),
-        lambda: launch.preconditioned_probes_backward(x, w, p, eps, offset, seed, ids, layer),
-        lambda: launch.probe_dot(p, seed, ids, layer),
-        lambda: launch.probe_scale(lengths, columns, seed, ids, layer, dtype),
         lambda: launch.step_lengths(p),
         lambda: launch.step_lengths_backward(p, lengths[1:], lengths[1:]),
     ]
+    for seed in (1, torch.empty((), dtype=torch.int64, device="meta")):
+        found += [
+            lambda s=seed: launch.rademacher(columns, ids, PROBES, layers, s, dtype),
+            lambda s=seed: launch.preconditioned_probes(x, w, eps, offset, s, PROBES, ids, layer),
+            lambda s=seed: launch.preconditioned_probes_backward(x, w, p, eps, offset, s, ids, layer),
+            lambda s=seed: launch.probe_dot(p, s, ids, layer),
+            lambda s=seed: launch.probe_scale(lengths, columns, s, ids, layer, dtype),
+        ]
     for k in (1, 16):
         t, v = case.rows(k, ROWS), w.new_empty(k, columns)
         found += [
@@ -91,17 +94,23 @@ def calls(case: Case) -> list[Callable[[], object]]:
     return found
 
 
-def launches(case: Case) -> list[tuple[JITFunction, tuple, dict]]:
-    """The kernels that the launchers launch, each with its arguments and options; nothing is launched."""
+def intercept(call: Callable[[], object]) -> list[tuple[JITFunction, tuple, dict]]:
+    """The kernels that `call` launches, each with its arguments and options; nothing is launched."""
     found = []
 
     def record(kernel, *args, grid, warmup, **options):
         found.append((kernel, args, options))
 
+    with mock.patch.object(JITFunction, "run", record):
+        call()
+    return found
+
+
+def launches(case: Case) -> list[tuple[JITFunction, tuple, dict]]:
+    """What all launchers launch for a case."""
+
     def choose(*args, plan=plan.plan):
         return dataclasses.replace(plan(*args), pipeline=case.pipeline)
 
-    with mock.patch.object(JITFunction, "run", record), mock.patch.object(plan, "plan", choose):
-        for call in calls(case):
-            call()
-    return found
+    with mock.patch.object(plan, "plan", choose):
+        return [launched for call in calls(case) for launched in intercept(call)]

@@ -141,7 +141,7 @@ def _compile_all(lines: Iterable[str], folder: str, title: str) -> int:
 
 def benchmark_launches() -> dict[str, None]:
     """The builds of the headline shapes and of the sweep."""
-    from benchmarks.aot import intercept
+    from benchmarks.aot_cases import intercept
     from benchmarks.gpu import headline, sweep
     from benchmarks.gpu.launches import line_of
 

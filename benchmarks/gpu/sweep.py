@@ -35,6 +35,7 @@ CASES = {
 }
 REHEARSED = 4096, 3  # columns and rows
 ELEMENTS = 2**25  # of x: 64 MiB in bfloat16
+UNIT = 8  # the rows' lengths are multiples of it, which fills a load of 16 bytes
 WARPS = (4, 8, 16, 32)
 WARP_THREADS, REGISTER_FILE = 32, 65536
 FEWEST_COLUMNS, MOST_COLUMNS = 8, 32  # of a thread: others spill, or leave it with less than one wide load
@@ -84,7 +85,7 @@ def present(residency: str, columns: int) -> Choice:
     """What `plan.py` chooses today."""
     from ofa_kernels.triton import plan
 
-    chosen = plan.plan(getattr(plan, residency), columns, DTYPE)
+    chosen = plan.plan(getattr(plan, residency), columns, DTYPE, UNIT)
     return Choice(
         chosen.block,
         chosen.stages == plan.WHOLE,

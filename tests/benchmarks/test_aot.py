@@ -28,7 +28,7 @@ from ofa_kernels.triton import probes, rms_norm, rms_norm_tangent, step_ratio
 status = aot.main(["--arch", "90", "--columns", "576", "--write", sys.argv[1]])
 for module in (probes, rms_norm, rms_norm_tangent, step_ratio):
     for name, value in vars(module).items():
-        kernel = isinstance(value, aot.JITFunction) and any(p.name.endswith("_ptr") for p in value.params)
+        kernel = isinstance(value, aot.JITFunction) and any(p.name == "BLOCK_N" for p in value.params)
         if kernel and value.__module__ == module.__name__:
             print("kernel", name)
 sys.exit(status)

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from benchmarks import copies, gpu_plan, norms
+from benchmarks import copies, norms
 from benchmarks.cases import OURS
+from benchmarks.gpu import headline
 from benchmarks.measure import fault
 from benchmarks.problem import Problem
 from benchmarks.traffic import OPERATORS
 from benchmarks.truth import expected
 from ofa_kernels import native
 
-CASES = {case.name: case for case in (*(case for case, _ in copies.CASES), *gpu_plan.CASES)}
+CASES = {case.name: case for case in (*(case for case, _ in copies.CASES), *headline.CASES)}
 SHAPE = (5, 32)
 
 

@@ -31,7 +31,7 @@ def test_every_contender_steps_and_takes_its_turn(data, tokenizer, model_folder)
     order = []
 
     def spied(name):
-        step = step_cost.make_step(name, model_folder, torch.float32)
+        step = step_cost.make_step(name, step_cost.load(model_folder, torch.float32))
         return lambda batch: (order.append(name), step(batch))
 
     times = step_cost.alternate({name: spied(name) for name in CONTENDERS}, batch, 2, "")

@@ -32,7 +32,7 @@ def test_is_the_norm_of_the_sum(backend, device, dtype, shape, offset):
     assert torch.equal(y, separate)
     dtotal, dgamma = torch.autograd.grad(separate, (total, gamma), dy)
     assert torch.equal(dw, dgamma) and torch.equal(dx, dresidual)
-    # the same terms, added in two orders of two sums each; a kernel rounds once where the sum of two rounds twice
+    # the same terms, added in two orders; a kernel rounds once where the sum of two rounds twice
     scale = magnitudes(s.detach(), weight, offset, dy).dx + ds.double().abs()
     error = (dx.double() - (dtotal.double() + ds.double())).abs()
     assert (error <= 2 * torch.finfo(dtype).eps * scale).all()

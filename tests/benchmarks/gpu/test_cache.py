@@ -47,7 +47,7 @@ def test_a_recorded_launch_is_compiled_and_found_again(tmp_path):
         "module": "ofa_kernels.triton.rms_norm",
         "kernel": "sum_partials",
         "args": [{"tensor": "float32", "aligned": True}] * 2 + [16, 16],
-        "options": {"BLOCK_P": 32, "BLOCK_N": 64, "num_warps": 4},
+        "options": {"BLOCK_P": 32, "BLOCK_N": 64, "UNIT": 8, "num_warps": 4},
     }
     code = (
         "from benchmarks.gpu import cache\n"
