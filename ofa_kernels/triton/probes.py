@@ -110,7 +110,6 @@ def preconditioned_probes(
     BLOCK_G: tl.constexpr = BLOCK_N // 128
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
-    stride_z = multiple(stride_z, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     o_group = i_block * BLOCK_G + tl.arange(0, BLOCK_G)
@@ -118,7 +117,8 @@ def preconditioned_probes(
 
     m_col = o_col < n_cols
 
-    b_z = tl.load(z_ptr + i_row * stride_z + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
+    p_z = z_ptr + multiple(i_row * stride_z, UNIT) + o_col
+    b_z = tl.load(p_z, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
     example_id = tl.load(ids_ptr + i_row)
     seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
 
@@ -165,9 +165,6 @@ def preconditioned_probes_backward(
     i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     i_block = tl.program_id(1)
-    stride_z = multiple(stride_z, UNIT)
-    stride_dp_k = multiple(stride_dp_k, UNIT)
-    stride_dp = multiple(stride_dp, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     o_group = i_block * BLOCK_G + tl.arange(0, BLOCK_G)
@@ -180,13 +177,13 @@ def preconditioned_probes_backward(
     b_dw = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
     for i in range(i_program, n_rows, n_programs):
         i_row = tl.cast(i, tl.int64)
-        p_z = z_ptr + i_row * stride_z + o_col
+        p_z = z_ptr + multiple(i_row * stride_z, UNIT) + o_col
         b_z = tl.load(p_z, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
         example_id = tl.load(ids_ptr + i_row)
 
         b_q = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
         for k in range(0, n_probes):
-            p_dp = dp_ptr + tl.cast(k, tl.int64) * stride_dp_k + i_row * stride_dp + o_col
+            p_dp = dp_ptr + multiple(tl.cast(k, tl.int64) * stride_dp_k + i_row * stride_dp, UNIT) + o_col
             b_dp = tl.load(p_dp, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
             b_q += b_dp * signs_of(o_group, example_id, k, layer, seed_low, seed_high, BLOCK_G)
         total_zz = row_total(sum_of_squares(b_z), sums_ptr, 2 * i_row, STAGE, BLOCK_S)
@@ -221,8 +218,6 @@ def probe_dot(
     """One program owns one (probe, row)."""
     BLOCK_G: tl.constexpr = BLOCK_N // 128
     i_out = tl.program_id(0).to(tl.int64)
-    stride_t_k = multiple(stride_t_k, UNIT)
-    stride_t = multiple(stride_t, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     i_probe = i_out // n_rows
@@ -235,7 +230,7 @@ def probe_dot(
     for i in range(0, tl.cdiv(n_cols, BLOCK_N)):
         o_group = i * BLOCK_G + tl.arange(0, BLOCK_G)
         o_col = columns_of(o_group)
-        p_t = t_ptr + i_probe * stride_t_k + i_row * stride_t + o_col
+        p_t = t_ptr + multiple(i_probe * stride_t_k + i_row * stride_t, UNIT) + o_col
         b_t = tl.load(p_t, mask=o_col < n_cols, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
         b += b_t * signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G)
 

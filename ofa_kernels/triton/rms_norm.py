@@ -28,20 +28,18 @@ def rms_norm_forward(
     """One program owns one block of one row."""
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
-    stride_x = multiple(stride_x, UNIT)
-    stride_residual = multiple(stride_residual, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 
     m_col = o_col < n_cols
 
-    p_x = x_ptr + i_row * stride_x + o_col
+    p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
     if residual_ptr is not None and STAGE == "apply":  # stage "sums" has added them
         p_x = s_ptr + i_row * n_cols + o_col
     b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
     if residual_ptr is not None and STAGE != "apply":
-        p_residual = residual_ptr + i_row * stride_residual + o_col
+        p_residual = residual_ptr + multiple(i_row * stride_residual, UNIT) + o_col
         b_residual = tl.load(p_residual, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
         b_s = (b_x + b_residual).to(s_ptr.dtype.element_ty)
         b_x = b_s.to(ACC)
@@ -84,9 +82,6 @@ def rms_norm_backward(
     i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     i_block = tl.program_id(1)
-    stride_x = multiple(stride_x, UNIT)
-    stride_dy = multiple(stride_dy, UNIT)
-    stride_ds = multiple(stride_ds, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -97,8 +92,10 @@ def rms_norm_backward(
     b_dw = tl.zeros([BLOCK_N], dtype=ACC)
     for i in tl.range(i_program, n_rows, n_programs, num_stages=PIPELINE):
         i_row = tl.cast(i, tl.int64)
-        b_x = tl.load(x_ptr + i_row * stride_x + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
-        b_dy = tl.load(dy_ptr + i_row * stride_dy + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
+        b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        p_dy = dy_ptr + multiple(i_row * stride_dy, UNIT) + o_col
+        b_dy = tl.load(p_dy, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
 
         b_g = b_w * b_dy
         total_xx = row_total(sum_of_squares(b_x), sums_ptr, 2 * i_row, STAGE, BLOCK_S)
@@ -111,7 +108,8 @@ def rms_norm_backward(
             if dx_ptr is not None:
                 b_dx = rstd * (b_g - b_x_hat * (rstd * total_gx / n_cols))
                 if ds_ptr is not None:
-                    b_dx += tl.load(ds_ptr + i_row * stride_ds + o_col, mask=m_col, other=0.0).to(ACC)
+                    p_ds = ds_ptr + multiple(i_row * stride_ds, UNIT) + o_col
+                    b_dx += tl.load(p_ds, mask=m_col, other=0.0).to(ACC)
 
                 tl.store(dx_ptr + i_row * n_cols + o_col, b_dx, mask=m_col)
     if STAGE != "sums" and dw_ptr is not None:

@@ -35,17 +35,14 @@ def rms_norm_jvp(
     """One program owns one block of one row for all tangents."""
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
-    stride_x = multiple(stride_x, UNIT)
-    stride_x_dot_k = multiple(stride_x_dot_k, UNIT)
-    stride_x_dot = multiple(stride_x_dot, UNIT)
-    stride_w_dot = multiple(stride_w_dot, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 
     m_col = o_col < n_cols
 
-    b_x = tl.load(x_ptr + i_row * stride_x + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+    p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
+    b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
     b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
 
     i_sum = i_row * (1 + n_tangents)
@@ -56,13 +53,13 @@ def rms_norm_jvp(
         i_k = tl.cast(k, tl.int64)
         b_y_dot = tl.zeros([BLOCK_N], dtype=ACC)
         if x_dot_ptr is not None:
-            p_x_dot = x_dot_ptr + i_k * stride_x_dot_k + i_row * stride_x_dot + o_col
+            p_x_dot = x_dot_ptr + multiple(i_k * stride_x_dot_k + i_row * stride_x_dot, UNIT) + o_col
             b_x_dot = tl.load(p_x_dot, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
             total = row_total(tl.sum(b_x * b_x_dot), sums_ptr, i_sum + 1 + k, STAGE, BLOCK_S)
             b_y_dot = b_w * (rstd * (b_x_dot - b_x_hat * (rstd * total / n_cols)))
         if STAGE != "sums":
             if w_dot_ptr is not None:
-                p_w_dot = w_dot_ptr + i_k * stride_w_dot + o_col
+                p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT) + o_col
                 b_y_dot += tl.load(p_w_dot, mask=m_col, other=0.0).to(ACC) * b_x_hat
 
             p_y_dot = y_dot_ptr + (i_k * n_rows + i_row) * n_cols + o_col
@@ -102,13 +99,6 @@ def rms_norm_backward_tangent(
     i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     i_block = tl.program_id(1)
-    stride_x = multiple(stride_x, UNIT)
-    stride_dy = multiple(stride_dy, UNIT)
-    stride_x_dot_k = multiple(stride_x_dot_k, UNIT)
-    stride_x_dot = multiple(stride_x_dot, UNIT)
-    stride_w_dot = multiple(stride_w_dot, UNIT)
-    stride_dy_dot_k = multiple(stride_dy_dot_k, UNIT)
-    stride_dy_dot = multiple(stride_dy_dot, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -121,8 +111,10 @@ def rms_norm_backward_tangent(
         n_begun = tl.where(i_row > i_program, n_cols, 0)  # columns whose sums over rows have begun
         if dw_dot_ptr is not None:
             tl.debug_barrier()  # the threads that load a sum need not be those that stored it
-        b_x = tl.load(x_ptr + i_row * stride_x + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
-        b_dy = tl.load(dy_ptr + i_row * stride_dy + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
+        b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        p_dy = dy_ptr + multiple(i_row * stride_dy, UNIT) + o_col
+        b_dy = tl.load(p_dy, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
 
         i_sum = 2 * i_row * (1 + n_tangents)
         total_xx = row_total(sum_of_squares(b_x), sums_ptr, i_sum, STAGE, BLOCK_S)
@@ -137,15 +129,15 @@ def rms_norm_backward_tangent(
             b_dw_dot = tl.zeros([BLOCK_N], dtype=ACC)
             m = tl.full([], 0.0, ACC)
             if dy_dot_ptr is not None:
-                p_dy_dot = dy_dot_ptr + i_k * stride_dy_dot_k + i_row * stride_dy_dot + o_col
+                p_dy_dot = dy_dot_ptr + multiple(i_k * stride_dy_dot_k + i_row * stride_dy_dot, UNIT) + o_col
                 b_dy_dot = tl.load(p_dy_dot, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
                 b_g_dot = b_w * b_dy_dot
                 b_dw_dot = b_dy_dot * b_x_hat
             if w_dot_ptr is not None:
-                p_w_dot = w_dot_ptr + i_k * stride_w_dot + o_col
+                p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT) + o_col
                 b_g_dot += tl.load(p_w_dot, mask=m_col, other=0.0).to(ACC) * b_dy
             if x_dot_ptr is not None:
-                p_x_dot = x_dot_ptr + i_k * stride_x_dot_k + i_row * stride_x_dot + o_col
+                p_x_dot = x_dot_ptr + multiple(i_k * stride_x_dot_k + i_row * stride_x_dot, UNIT) + o_col
                 b_x_dot = tl.load(p_x_dot, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
                 i_m = i_sum + 2 + 2 * k
                 total = row_total(tl.sum(b_x * b_x_dot), sums_ptr, i_m, STAGE, BLOCK_S)
@@ -201,12 +193,6 @@ def rms_norm_jvp_backward(
     i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     i_block = tl.program_id(1)
-    stride_x = multiple(stride_x, UNIT)
-    stride_dy_k = multiple(stride_dy_k, UNIT)
-    stride_dy = multiple(stride_dy, UNIT)
-    stride_x_dot_k = multiple(stride_x_dot_k, UNIT)
-    stride_x_dot = multiple(stride_x_dot, UNIT)
-    stride_w_dot = multiple(stride_w_dot, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -220,7 +206,8 @@ def rms_norm_jvp_backward(
         n_begun = tl.where(i_row > i_program, n_cols, 0)  # columns whose sums over rows have begun
         if dw_dot_ptr is not None:
             tl.debug_barrier()  # the threads that load a sum need not be those that stored it
-        b_x = tl.load(x_ptr + i_row * stride_x + o_col, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
+        b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
 
         i_sum = i_row * (1 + 3 * n_tangents)
         total_xx = row_total(sum_of_squares(b_x), sums_ptr, i_sum, STAGE, BLOCK_S)
@@ -230,7 +217,7 @@ def rms_norm_jvp_backward(
         for k in range(0, n_tangents):
             i_k = tl.cast(k, tl.int64)
             i_c = i_sum + 1 + 3 * k
-            p_dy = dy_ptr + i_k * stride_dy_k + i_row * stride_dy + o_col
+            p_dy = dy_ptr + multiple(i_k * stride_dy_k + i_row * stride_dy, UNIT) + o_col
             b_dy = tl.load(p_dy, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
             b_g = b_w * b_dy
             total = row_total(tl.sum(b_g * b_x), sums_ptr, i_c, STAGE, BLOCK_S)
@@ -242,10 +229,10 @@ def rms_norm_jvp_backward(
             b_g_dot = tl.zeros([BLOCK_N], dtype=ACC)
             m = tl.full([], 0.0, ACC)
             if w_dot_ptr is not None:
-                p_w_dot = w_dot_ptr + i_k * stride_w_dot + o_col
+                p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT) + o_col
                 b_g_dot = tl.load(p_w_dot, mask=m_col, other=0.0).to(ACC) * b_dy
             if x_dot_ptr is not None:
-                p_x_dot = x_dot_ptr + i_k * stride_x_dot_k + i_row * stride_x_dot + o_col
+                p_x_dot = x_dot_ptr + multiple(i_k * stride_x_dot_k + i_row * stride_x_dot, UNIT) + o_col
                 b_x_dot = tl.load(p_x_dot, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
                 total = row_total(tl.sum(b_x * b_x_dot), sums_ptr, i_c + 1, STAGE, BLOCK_S)
                 m = rstd * total / n_cols

@@ -19,8 +19,6 @@ def step_lengths(
 ):
     """One program owns one (step, row)."""
     i_out = tl.program_id(0).to(tl.int64)
-    stride_z_t = multiple(stride_z_t, UNIT)
-    stride_z = multiple(stride_z, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     i_step = i_out // n_rows
@@ -30,9 +28,9 @@ def step_lengths(
     for i in range(0, tl.cdiv(n_cols, BLOCK_N)):
         o_col = i * BLOCK_N + tl.arange(0, BLOCK_N)
         m_col = o_col < n_cols
-        p_z = z_ptr + i_step * stride_z_t + i_row * stride_z + o_col
+        p_z = z_ptr + multiple(i_step * stride_z_t + i_row * stride_z, UNIT) + o_col
         b_before = tl.load(p_z, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
-        b_after = tl.load(p_z + stride_z_t, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        b_after = tl.load(p_z + multiple(stride_z_t, UNIT), mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
         b_step = b_after - b_before
         b += b_step * b_step
 
@@ -57,22 +55,22 @@ def step_lengths_backward(
     """One program owns one block of one row, and walks along its states: each is read once."""
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
-    stride_z_t = multiple(stride_z_t, UNIT)
-    stride_z = multiple(stride_z, UNIT)
     n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
 
     m_col = o_col < n_cols
 
-    p_z = z_ptr + i_row * stride_z + o_col
+    p_z = z_ptr + multiple(i_row * stride_z, UNIT) + o_col
     b_here = tl.load(p_z, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
     b_before = tl.zeros([BLOCK_N], dtype=ACC)
     for t in range(0, n_steps):
         i_t = tl.cast(t, tl.int64)
         length = tl.load(lengths_ptr + i_t * n_rows + i_row)
         dlength = tl.load(dlengths_ptr + i_t * n_rows + i_row)
-        b_after = tl.load(p_z + (i_t + 1) * stride_z_t, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        b_after = tl.load(p_z + multiple((i_t + 1) * stride_z_t, UNIT), mask=m_col, other=0.0).to(
+            ACC
+        )  # [BLOCK_N]
 
         # a step of length 0 has no direction: its gradient is 0, where the quotient would be NaN
         moved = length > 0

@@ -333,7 +333,7 @@ def test_words_of_any_seed_are_int32_so_that_one_build_serves_all(seed):
 
 def test_rows_too_long_for_registers(device):
     size, ids = 16411, torch.tensor([3, 4], device=device)
-    assert plan.plan(plan.FORWARD, size, F32).stages == plan.BLOCKS
+    assert plan.plan(plan.FORWARD, size, F32, 1).stages == plan.BLOCKS
     x, dy, w = draw(device, F32, 2, size), draw(device, F32, 2, size), draw(device, F32, size)
     x_dot, w_dot, dy_dot = tangents(device, (F32, F32), (2,), 2, size)
     check_forward(x, w, 0.0, "hf", residual=dy)
