@@ -28,9 +28,10 @@ def step_lengths(
     for i in range(0, tl.cdiv(n_cols, BLOCK_N)):
         o_col = i * BLOCK_N + tl.arange(0, BLOCK_N)
         m_col = o_col < n_cols
-        p_z = z_ptr + multiple(i_step * stride_z_t + i_row * stride_z, UNIT) + o_col
-        b_before = tl.load(p_z, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
-        b_after = tl.load(p_z + multiple(stride_z_t, UNIT), mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        p_before = z_ptr + multiple(i_step * stride_z_t + i_row * stride_z, UNIT) + o_col
+        p_after = z_ptr + multiple((i_step + 1) * stride_z_t + i_row * stride_z, UNIT) + o_col
+        b_before = tl.load(p_before, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
+        b_after = tl.load(p_after, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
         b_step = b_after - b_before
         b += b_step * b_step
 
