@@ -79,8 +79,7 @@ def launches() -> Iterator[Callable[[], object]]:
     from ofa_kernels.triton import launch
 
     for item in items():
-        call = item.case.makers[norms.KERNELS_ALONE](item.problem("meta"), launch)
-        yield call
+        yield item.case.makers[norms.KERNELS_ALONE](item.problem("meta"), launch)
 
 
 def copy(card: Card, moved: int, sets: int) -> Callable[[], object]:

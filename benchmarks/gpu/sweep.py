@@ -73,7 +73,7 @@ class Choice:
     def __str__(self) -> str:
         """Its name in tables."""
         parts = [f"{self.block}{'' if self.whole else ' of a row'} × {self.warps} warps"]
-        parts += [f"{self.registers} registers"] * bool(self.registers)
+        parts.append(f"{self.registers} registers")
         parts += [f"{self.programs} programs"] * (self.programs is not None)
         parts += [f"{self.pipeline} rows in flight"] * (self.pipeline > 1)
         if self.partials is not None:
