@@ -3,16 +3,16 @@
 Every function follows `torch.func`'s rules (`setup_context`, `jvp`, `vmap`), so `grad`, `vjp`, `jvp`, `vmap`
 and their nestings work. The derivative of a norm's derivative is a kernel again; the derivative of that is
 taken of the formulas in `reference.py`, so every order is right. `kernels` is the backend's module (`native`
-or `triton.launch`), chosen once, in the forward pass.
+or `triton.launch`), chosen in the forward pass; whether it may be called is asked again at every call.
 """
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ofa_kernels import reference
+from ofa_kernels.boundary import matching, ready
 from ofa_kernels.composed import Composed, Operator, first_order, in_forward_mode, legacy_batched
 
 
@@ -26,6 +26,12 @@ def _batch_in_front(info, in_dims, tensors: Sequence[Tensor | None]) -> list[Ten
 
 class RMSNorm(Operator):
     """(x, w) -> y."""
+
+    n_tensors = 2
+
+    @staticmethod
+    def formula(options):
+        return lambda x, weight: reference.rms_norm(x, weight, *options[1:])
 
     @staticmethod
     def forward(x, weight, kernels, eps, offset, rounding):
@@ -48,7 +54,7 @@ class RMSNorm(Operator):
     @staticmethod
     def jvp(ctx, x_dot, weight_dot, *_):
         def rule(primals, tangents):
-            return _jvp(*primals, *tangents, ctx.kernels, ctx.eps, ctx.offset)
+            return RMSNormJvp.apply(*primals, *tangents, ctx.kernels, ctx.eps, ctx.offset)
 
         return in_forward_mode(ctx, rule, (x_dot, weight_dot))
 
@@ -65,6 +71,12 @@ class RMSNorm(Operator):
 
 class AddRMSNorm(Operator):
     """(x, residual, w) -> (y, s) with s = x + residual."""
+
+    n_tensors = 3
+
+    @staticmethod
+    def formula(options):
+        return lambda *tensors: reference.add_rms_norm(*tensors, *options[1:])
 
     @staticmethod
     def forward(x, residual, weight, kernels, eps, offset, rounding):
@@ -90,9 +102,10 @@ class AddRMSNorm(Operator):
         def rule(primals, tangents):
             x, residual, weight = primals
             x_dot, residual_dot, weight_dot = tangents
-            given = [t for t in (x_dot, residual_dot) if t is not None]
+            given = [matching(t, x) for t in (x_dot, residual_dot) if t is not None]
             s_dot = sum(given[1:], given[0]) if given else None
-            y_dot = _jvp(x + residual, weight, s_dot, weight_dot, ctx.kernels, ctx.eps, ctx.offset)
+            options = ctx.kernels, ctx.eps, ctx.offset
+            y_dot = RMSNormJvp.apply(x + residual, weight, s_dot, weight_dot, *options)
             return y_dot, torch.zeros_like(x) if s_dot is None else s_dot
 
         return in_forward_mode(ctx, rule, (x_dot, residual_dot, weight_dot))
@@ -110,41 +123,60 @@ class AddRMSNorm(Operator):
 
 
 class LayerNorm(Composed):
-    """(x, w, b) -> y by PyTorch's kernel, whose own tangent is silently not differentiable."""
+    """(x, w, b) -> y by PyTorch's kernel; a list in the options takes the mean and rstd for the first order.
+
+    PyTorch's own derivatives stop early: the gradient of its tangent is wrong in silence, and so is the third
+    order of reverse mode, since it takes mean and rstd for constants.
+    """
 
     n_tensors = 3
 
     @staticmethod
     def formula(options):
-        return lambda *tensors: reference.layer_norm(*tensors, *options)
+        return lambda *tensors: reference.layer_norm(*tensors, options[0])
 
     @staticmethod
-    def forward(x, weight, bias, eps):
-        parameters = [t for t in (weight, bias) if t is not None]
-        dtype = x.dtype
-        if any(t.dtype != dtype for t in parameters):  # PyTorch's kernel takes one type
-            dtype = reference.accumulation_dtype(x)
-        y = F.layer_norm(x.to(dtype), weight.shape, *(t.to(dtype) for t in parameters), eps=eps)
+    def forward(x, weight, bias, eps, moments):
+        parameters = [None if t is None else t.to(_common(x, weight, bias)) for t in (weight, bias)]
+        y, *found = torch.native_layer_norm(x.to(_common(x, weight, bias)), weight.shape, *parameters, eps)
+        moments[:] = found
         return y.to(x.dtype)
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        super().setup_context(ctx, inputs, output)
+        ctx.moments = inputs[4]
+
+    @classmethod
+    def backward(cls, ctx, dy):
+        x, weight, bias = ctx.saved_tensors
+        if dy is None or not ctx.moments or not first_order() or legacy_batched(dy):
+            return super().backward(ctx, dy)
+        inputs = [None if t is None else t.to(_common(x, weight, bias)) for t in (dy, x, weight, bias)]
+        wanted = [*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2]]
+        gradients = torch.ops.aten.native_layer_norm_backward(
+            *inputs[:2], weight.shape, *ctx.moments, *inputs[2:], wanted
+        )
+        like = zip(gradients, (x, weight, bias), strict=True)
+        return *(None if g is None else g.to(t.dtype) for g, t in like), None, None
+
+
+def _common(x: Tensor, *parameters: Tensor | None) -> torch.dtype:
+    """The one type that PyTorch's kernel takes."""
+    same = all(t is None or t.dtype == x.dtype for t in parameters)
+    return x.dtype if same else reference.accumulation_dtype(x)
 
 
 def _backward(ctx, x, weight, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, Tensor | None]:
     """(dx + ds, dw), by the kernel alone where nothing watches."""
-    if legacy_batched(dy, ds):
-        dx, dw = reference.rms_norm_backward(x, weight, dy, ctx.eps, ctx.offset)
-    elif first_order():
-        return ctx.kernels.rms_norm_backward(x, weight, dy, ds, ctx.eps, ctx.offset, need_dx, need_dw)
-    else:
-        dx, dw = RMSNormBackward.apply(x, weight, dy, ctx.kernels, ctx.eps, ctx.offset, need_dx, need_dw)
+    if first_order():
+        kernels = ready(ctx.kernels, x, weight, dy, ds)
+        inputs = x, weight, matching(dy, x), matching(ds, x)
+        return kernels.rms_norm_backward(*inputs, ctx.eps, ctx.offset, need_dx, need_dw)
+    dx, dw = RMSNormBackward.apply(x, weight, dy, ctx.kernels, ctx.eps, ctx.offset, need_dx, need_dw)
     if not need_dx:
         return None, dw
-    return dx if ds is None else dx + ds, dw if need_dw else None
-
-
-def _jvp(x, weight, x_dot, weight_dot, kernels, eps, offset) -> Tensor:
-    if legacy_batched(x_dot, weight_dot):
-        return reference.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
-    return RMSNormJvp.apply(x, weight, x_dot, weight_dot, kernels, eps, offset)
+    return dx if ds is None else dx + ds, dw
 
 
 class RMSNormBackward(Composed):
@@ -163,12 +195,13 @@ class RMSNormBackward(Composed):
 
     @staticmethod
     def forward(x, weight, dy, kernels, eps, offset, need_dx, need_dw):
-        return kernels.rms_norm_backward(x, weight, dy, None, eps, offset, need_dx, need_dw)
+        kernels = ready(kernels, x, weight, dy)
+        return kernels.rms_norm_backward(x, weight, matching(dy, x), None, eps, offset, need_dx, need_dw)
 
     @classmethod
     def backward(cls, ctx, u, v):
         # ⟨dx, u⟩ + ⟨dw, v⟩ = ⟨dy, JVP(x, w; u, v)⟩, and second derivatives commute
-        if (u is None and v is None) or legacy_batched(u, v):
+        if u is None and v is None:
             return super().backward(ctx, u, v)
         (x, weight, dy), (kernels, eps, offset, *_) = ctx.saved_tensors, ctx.options
         need_x, need_weight, need_dy = ctx.needs_input_grad[:3]
@@ -187,9 +220,6 @@ class RMSNormBackward(Composed):
         kernels, eps, offset, need_dx, need_dw = ctx.options
 
         def rule(primals, tangents):
-            if legacy_batched(*tangents):
-                out = reference.rms_norm_backward_tangent(*primals, *tangents, eps, offset)
-                return cls._keep(ctx.options, out)
             out = RMSNormBackwardTangent.apply(*primals, *tangents, kernels, eps, offset, need_dw)
             return out[0] if need_dx else None, out[1]
 
@@ -216,11 +246,13 @@ class RMSNormJvp(Composed):
 
     @staticmethod
     def forward(x, weight, x_dot, weight_dot, kernels, eps, offset):
-        return kernels.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
+        kernels = ready(kernels, x, weight, x_dot, weight_dot)
+        tangents = matching(x_dot, x), matching(weight_dot, weight)
+        return kernels.rms_norm_jvp(x, weight, *tangents, eps, offset)
 
     @classmethod
     def backward(cls, ctx, dy):
-        if dy is None or legacy_batched(dy):
+        if dy is None:
             return super().backward(ctx, dy)
         x, weight, *tangents = ctx.saved_tensors
         needs = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
@@ -252,8 +284,9 @@ class RMSNormBackwardTangent(Composed):
 
     @staticmethod
     def forward(x, weight, dy, x_dot, weight_dot, dy_dot, kernels, eps, offset, need_dw):
-        tangents = x_dot, weight_dot, dy_dot
-        return kernels.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, need_dw)
+        kernels = ready(kernels, x, weight, dy, x_dot, weight_dot, dy_dot)
+        tangents = matching(x_dot, x), matching(weight_dot, weight), matching(dy_dot, x)
+        return kernels.rms_norm_backward_tangent(x, weight, matching(dy, x), *tangents, eps, offset, need_dw)
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
@@ -279,5 +312,6 @@ class RMSNormJvpBackward(Composed):
 
     @staticmethod
     def forward(x, weight, dy, x_dot, weight_dot, kernels, eps, offset, need_dw, need_dw_dot):
-        needs = need_dw, need_dw_dot
-        return kernels.rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, *needs)
+        kernels = ready(kernels, x, weight, dy, x_dot, weight_dot)
+        inputs = x, weight, matching(dy, x), matching(x_dot, x), matching(weight_dot, weight)
+        return kernels.rms_norm_jvp_backward(*inputs, eps, offset, need_dw, need_dw_dot)

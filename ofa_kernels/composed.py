@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
@@ -55,18 +56,41 @@ def _present(
     return of_present, [tensors[i] for i in places], places
 
 
+def _functionalizing() -> bool:
+    """Whether `torch.func.functionalize` is among the transforms: it has no rule for a Function."""
+    stack = torch._C._functorch.get_interpreter_stack()
+    return any(level.key() == TransformType.Functionalize for level in stack)
+
+
 class Operator(Function):
-    """A Function that is called as often as a norm is."""
+    """A Function of tensors, which come first and may be None, and of options.
+
+    A subclass states `n_tensors`, how many of its arguments are tensors, `formula` and `forward`.
+    """
+
+    n_tensors: int
+
+    @staticmethod
+    def formula(options: tuple) -> Callable:
+        """What the operator computes from its tensors, in PyTorch."""
+        raise NotImplementedError
 
     @classmethod
     def apply(cls, *arguments):
         """As `Function.apply`, but for its look-up of default arguments, which takes longer than a kernel."""
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(*arguments)
-        return super(Function, cls).apply(*unwrap_dead_wrappers(arguments))
+        if not torch._C._are_functorch_transforms_active():
+            return super(Function, cls).apply(*unwrap_dead_wrappers(arguments))
+        if _functionalizing():
+            return cls.composed(*arguments)
+        return super().apply(*arguments)
+
+    @classmethod
+    def composed(cls, *arguments):
+        """The value by the formula, which PyTorch differentiates by itself."""
+        return cls.formula(arguments[cls.n_tensors :])(*arguments[: cls.n_tensors])
 
 
-def _jvp(fn: Callable, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]):
+def jvp_by_pullbacks(fn: Callable, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]):
     """Tangents of fn's outputs, by two backward passes: plain forward AD does not nest."""
     outputs, pull = torch.func.vjp(fn, *primals)
     single = isinstance(outputs, Tensor)
@@ -83,17 +107,21 @@ def _jvp(fn: Callable, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
 class Composed(Operator):
     """An operator with a kernel for its value, whose derivatives are composed from its formula.
 
-    The methods are PyTorch's protocol for a Function. A subclass states `n_tensors`, how many of its
-    arguments are tensors (they come first and may be None; what follows are its options), `formula` and
-    `forward`. Where it has several outputs, `wanted` says which of them are not None.
+    The methods are PyTorch's protocol for a Function. Where a subclass has several outputs, `wanted` says
+    which of them are not None.
     """
 
-    n_tensors: int
+    @classmethod
+    def apply(cls, *arguments):
+        """As `Operator.apply`; composed where `is_grads_batched` asks, whose vmap knows no Function."""
+        if legacy_batched(*arguments[: cls.n_tensors]):
+            return cls.composed(*arguments)
+        return super().apply(*arguments)
 
-    @staticmethod
-    def formula(options: tuple) -> Callable:
-        """What the operator computes from its tensors, in PyTorch."""
-        raise NotImplementedError
+    @classmethod
+    def composed(cls, *arguments):
+        """The value by the formula, without what is not wanted."""
+        return cls._keep(arguments[cls.n_tensors :], super().composed(*arguments))
 
     @staticmethod
     def wanted(options: tuple) -> tuple[bool, ...] | None:
@@ -114,7 +142,9 @@ class Composed(Operator):
         gradients: list[Tensor | None] = [None] * (cls.n_tensors + len(ctx.options))
         if all(c is None for c in cotangents):
             return tuple(gradients)
-        of_present, present, places = _present(cls.formula(ctx.options), ctx.saved_tensors)
+        # a level of torch.func that has ended leaves wrappers behind, which the next would take for its own
+        tensors, cotangents = unwrap_dead_wrappers(ctx.saved_tensors), unwrap_dead_wrappers(cotangents)
+        of_present, present, places = _present(cls.formula(ctx.options), tensors)
         outputs, pull = torch.func.vjp(of_present, *present)
         if isinstance(outputs, Tensor):
             pulled = pull(*cotangents)
@@ -136,7 +166,7 @@ class Composed(Operator):
                 torch.zeros_like(p) if tangents[i] is None else tangents[i]
                 for i, p in zip(places, present, strict=True)
             )
-            return cls._keep(options, _jvp(of_present, tuple(present), given))
+            return cls._keep(options, jvp_by_pullbacks(of_present, tuple(present), given))
 
         return in_forward_mode(ctx, rule, tangents)
 

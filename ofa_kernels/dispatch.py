@@ -9,13 +9,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ofa_kernels import native
+from ofa_kernels import formulas, native
+from ofa_kernels.boundary import KERNEL_DTYPES, at_call
 
 ENVIRONMENT_VARIABLE = "OFA_BACKEND"
 BACKENDS = ("triton", "native", "reference")
 OPERATORS = ("rms_norm", "add_rms_norm", "rademacher", "preconditioned_probes", "probe_dot", "step_ratio")
 COMPOSED = ("hutchinson_trace", "layer_norm")
-KERNEL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
@@ -55,7 +55,14 @@ def _native_refuses(x: Tensor) -> str | None:
     return None if x.dtype in KERNEL_DTYPES else f"no kernel for {x.dtype}"
 
 
+# os.environ.get raises and catches a KeyError where there is nothing, which takes as long as a small norm
+_VARIABLES = getattr(os.environ, "_data", None)
+_KEY = os.environ.encodekey(ENVIRONMENT_VARIABLE)
+
+
 def _forced() -> str | None:
+    if _VARIABLES is not None and _KEY not in _VARIABLES:
+        return None
     name = os.environ.get(ENVIRONMENT_VARIABLE) or None
     if name is not None and name not in BACKENDS:
         raise ValueError(
@@ -91,22 +98,28 @@ def backend_for(x: Tensor) -> str:
     return best if _REFUSES[best](x) is None else "reference"
 
 
-def kernels_for(*tensors: Tensor) -> ModuleType | None:
-    """The module of kernels that serves tensors on one device, or None where PyTorch composes the operator.
-
-    Subclasses of Tensor (fake, distributed, …) have no memory of their own to hand to a kernel: composed.
-    """
-    backend = backend_for(tensors[0])
-    if backend == "reference":
-        return None
-    for t in tensors:
-        if type(t) is not Tensor and type(t) is not torch.nn.Parameter:
-            return None
+def _module(backend: str) -> ModuleType | None:
     if backend == "native":
         return native
-    from ofa_kernels.triton import launch
+    if backend == "triton":
+        from ofa_kernels.triton import launch
 
-    return launch
+        return launch
+    return None
+
+
+def kernels_of(x: Tensor) -> ModuleType:
+    """The functions that serve memory on x's device, whoever watches: a backend's, else the formulas."""
+    return _module(backend_for(x)) or formulas
+
+
+def kernels_for(*tensors: Tensor) -> ModuleType | None:
+    """What serves a call with tensors on one device, or None where PyTorch composes all of it.
+
+    That is a backend's module; the registered operators where the call is recorded or faked; and composition
+    for subclasses of Tensor (distributed, …) and for all that has no memory of its own.
+    """
+    return None if torch.compiler.is_compiling() else at_call(kernels_of(tensors[0]), *tensors)
 
 
 @dataclass(frozen=True)

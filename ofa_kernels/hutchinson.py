@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from ofa_kernels.arguments import check_tensor
+from ofa_kernels.boundary import check_memory
+from ofa_kernels.composed import jvp_by_pullbacks
 from ofa_kernels.probes import probe_dot, probe_signs
 
 METHODS = ("jvp", "fd")
@@ -70,18 +74,42 @@ def hutchinson_trace(
 
     Raises:
         ValueError: shapes, `method`, `n_probes` or the seed don't fit.
-        TypeError: the seed is no integer.
+        TypeError: a tensor has another type, `fn` returns no tensor, or the seed is no integer.
     """
-    if z.dim() != 2:
-        raise ValueError(f"hutchinson_trace: z must be [rows, D], got {tuple(z.shape)}")
+    check_tensor("hutchinson_trace", "z", z)
+    check_tensor("hutchinson_trace", "preconditioner", preconditioner)
+    check_memory(z)
+    check_memory(preconditioner)
+    if z.dim() != 2 or z.shape[-1] == 0:
+        raise ValueError(f"hutchinson_trace: z must be [rows, D] with D >= 1, got {tuple(z.shape)}")
+    if preconditioner.shape not in (z.shape, z.shape[-1:]):
+        raise ValueError(
+            f"hutchinson_trace: preconditioner must be [rows, D] or [D] for z {tuple(z.shape)}, got "
+            f"{tuple(preconditioner.shape)}"
+        )
     if method not in METHODS:
         raise ValueError(f"hutchinson_trace: method must be one of {METHODS}, got {method!r}")
     directions = preconditioner * probe_signs(z, seed, n_probes, example_ids, layer)  # [N, rows, D]
     directions = directions.to(z.dtype)
+
+    def checked(z: Tensor) -> Tensor:
+        out = fn(z)
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"hutchinson_trace: fn must return a tensor like z, got {type(out).__name__}; wrap it, for "
+                "example lambda z: fn(z)[0]"
+            )
+        return out
+
+    def product(v: Tensor) -> Tensor:
+        if forward_ad._current_level >= 0:  # dual numbers do not nest
+            return jvp_by_pullbacks(checked, (z,), (v,))
+        return torch.func.jvp(checked, (z,), (v,))[1]
+
     if method == "jvp":
-        products = torch.func.vmap(lambda v: torch.func.jvp(fn, (z,), (v,))[1])(directions)
+        products = torch.func.vmap(product)(directions)
     else:
-        products = (torch.func.vmap(fn)(z + fd_eps * directions) - fn(z)) / fd_eps
+        products = (torch.func.vmap(checked)(z + fd_eps * directions) - checked(z)) / fd_eps
     if products.shape != directions.shape:
         raise ValueError(
             f"hutchinson_trace: fn must keep z's shape {tuple(z.shape)}, got {tuple(products.shape[1:])}"

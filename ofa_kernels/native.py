@@ -133,7 +133,7 @@ def _like(t: Tensor) -> Tensor:
 
 
 def _empty(shape: torch.Size, like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype)
+    return like.new_empty(shape)  # as torch.empty, but deaf to a default device
 
 
 def _bits(seed: Seed) -> int:
@@ -258,7 +258,7 @@ def rademacher(
 ) -> Tensor:
     """±1 as [layers, n_probes, examples, n_cols]."""
     layers, example_ids = layers.contiguous(), example_ids.contiguous()
-    out = torch.empty(layers.numel(), n_probes, example_ids.numel(), n_cols, dtype=dtype)
+    out = example_ids.new_empty((layers.numel(), n_probes, example_ids.numel(), n_cols), dtype=dtype)
     sizes = DTYPES[dtype], torch.get_num_threads(), *out.shape
     _call("rademacher", *sizes, _bits(seed), layers.data_ptr(), example_ids.data_ptr(), out.data_ptr())
     return out
@@ -317,7 +317,7 @@ def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
     """Σ_columns ν t as [n_probes, rows] in the accumulation type, for t [n_probes, rows, D]."""
     t = t if t.stride(2) == 1 or t.shape[2] == 1 else t.contiguous()
     example_ids = example_ids.contiguous()
-    dots = torch.empty(t.shape[:2], dtype=accumulation_dtype(t))
+    dots = t.new_empty(t.shape[:2], dtype=accumulation_dtype(t))
     sizes = DTYPES[t.dtype], torch.get_num_threads(), *t.shape
     pointers = example_ids.data_ptr(), t.data_ptr(), t.stride(0), t.stride(1), dots.data_ptr()
     _call("probe_dot", *sizes, _bits(seed), layer, *pointers)
@@ -328,7 +328,7 @@ def probe_scale(
     scale: Tensor, n_cols: int, seed: Seed, example_ids: Tensor, layer: int, dtype: torch.dtype
 ) -> Tensor:
     """Scale ν as [n_probes, rows, n_cols]: the transpose of `probe_dot`."""
-    out = torch.empty(*scale.shape, n_cols, dtype=dtype)
+    out = scale.new_empty((*scale.shape, n_cols), dtype=dtype)
     scale, example_ids = scale.to(accumulation_dtype(out)).contiguous(), example_ids.contiguous()
     sizes = DTYPES[dtype], torch.get_num_threads(), *out.shape
     _call("probe_scale", *sizes, _bits(seed), layer, example_ids.data_ptr(), scale.data_ptr(), out.data_ptr())
@@ -339,7 +339,7 @@ def step_lengths(states: Tensor) -> Tensor:
     """‖Z_t - Z_{t-1}‖ as [T, B] in the accumulation type."""
     states = states if states.stride(2) == 1 or states.shape[2] == 1 else states.contiguous()
     steps, examples, columns = states.shape[0] - 1, *states.shape[1:]
-    lengths = torch.empty(steps, examples, dtype=accumulation_dtype(states))
+    lengths = states.new_empty((steps, examples), dtype=accumulation_dtype(states))
     sizes = DTYPES[states.dtype], torch.get_num_threads(), steps, examples, columns
     pointers = states.data_ptr(), states.stride(0), states.stride(1), lengths.data_ptr()
     _call("step_lengths", *sizes, *pointers)

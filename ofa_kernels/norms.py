@@ -4,25 +4,13 @@ import torch
 from torch import Tensor
 
 from ofa_kernels import reference
+from ofa_kernels.arguments import check_norm, check_tensor, ones_for, real_numbers
 from ofa_kernels.autograd import AddRMSNorm, LayerNorm, RMSNorm, RMSNormJvp
+from ofa_kernels.boundary import tracing
 from ofa_kernels.composed import plain_call
 from ofa_kernels.dispatch import kernels_for
 
 ROUNDINGS = ("hf", "fp32")
-
-
-def _check(name: str, x: Tensor, weight: Tensor, rounding: str) -> None:
-    if not (x.is_floating_point() and weight.is_floating_point()):
-        raise TypeError(f"{name}: x and weight must be floating point, got {x.dtype} and {weight.dtype}")
-    if x.dim() == 0 or x.shape[-1] == 0 or weight.shape != x.shape[-1:]:
-        raise ValueError(
-            f"{name}: weight must be [N] for an x of [..., N] with N >= 1, got {tuple(weight.shape)} "
-            f"for {tuple(x.shape)}"
-        )
-    if x.device != weight.device:
-        raise ValueError(f"{name}: x is on {x.device} and weight on {weight.device}; move one of them")
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"{name}: rounding must be one of {ROUNDINGS}, got {rounding!r}")
 
 
 def _differentiated(*tensors: Tensor) -> bool:
@@ -31,7 +19,7 @@ def _differentiated(*tensors: Tensor) -> bool:
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float = 1e-6, offset: float = 0.0, rounding: str = "hf"
+    x: Tensor, weight: Tensor | None, eps: float = 1e-6, offset: float = 0.0, rounding: str = "hf"
 ) -> Tensor:
     """Root-mean-square norm over the last dimension: y = (weight + offset) x / sqrt(mean(x²) + eps).
 
@@ -41,7 +29,8 @@ def rms_norm(
 
     Args:
         x: [..., N], float64, float32, bfloat16 or float16; any strides.
-        weight: [N], of any of these types, on x's device (float32 on a bfloat16 x is the normal case).
+        weight: [N], of any of these types, on x's device (float32 on a bfloat16 x is the normal case); None
+            for ones.
         eps: added to the mean square.
         offset: added to the weight (1.0 for Gemma).
         rounding: `"hf"` rounds where transformers' class does: without an offset the normalised x is rounded
@@ -53,10 +42,16 @@ def rms_norm(
 
     Raises:
         ValueError: shapes, devices or `rounding` don't fit.
-        TypeError: x or weight is not floating point.
+        TypeError: x or weight is not of these types, or eps or offset is no number.
         RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
     """
-    _check("rms_norm", x, weight, rounding)
+    if weight is None:
+        weight = ones_for("rms_norm", x)
+    check_norm("rms_norm", x, weight)
+    if type(eps) is not float or type(offset) is not float:
+        eps, offset = real_numbers("rms_norm", eps=eps, offset=offset)
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rms_norm: rounding must be one of {ROUNDINGS}, got {rounding!r}")
     kernels = kernels_for(x, weight)
     if kernels is None:
         return reference.rms_norm(x, weight, eps, offset, rounding)
@@ -68,7 +63,7 @@ def rms_norm(
 def add_rms_norm(
     x: Tensor,
     residual: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     eps: float = 1e-6,
     offset: float = 0.0,
     rounding: str = "hf",
@@ -78,7 +73,7 @@ def add_rms_norm(
     Args:
         x: [..., N], float64, float32, bfloat16 or float16; any strides.
         residual: of x's shape and type.
-        weight: [N], of any of these types, on x's device.
+        weight: [N], of any of these types, on x's device; None for ones.
         eps: added to the mean square.
         offset: added to the weight (1.0 for Gemma).
         rounding: as for `rms_norm`; s is rounded to x's type before it is normalised.
@@ -88,10 +83,18 @@ def add_rms_norm(
 
     Raises:
         ValueError: shapes, devices or `rounding` don't fit.
-        TypeError: x or weight is not floating point, or the residual has another type than x.
+        TypeError: x or weight is not of these types, the residual has another type than x, or eps or offset
+            is no number.
         RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
     """
-    _check("add_rms_norm", x, weight, rounding)
+    if weight is None:
+        weight = ones_for("add_rms_norm", x)
+    check_norm("add_rms_norm", x, weight)
+    if type(eps) is not float or type(offset) is not float:
+        eps, offset = real_numbers("add_rms_norm", eps=eps, offset=offset)
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"add_rms_norm: rounding must be one of {ROUNDINGS}, got {rounding!r}")
+    check_tensor("add_rms_norm", "residual", residual)
     if residual.dtype != x.dtype:
         raise TypeError(f"add_rms_norm: residual must have x's type {x.dtype}, got {residual.dtype}")
     if residual.shape != x.shape or residual.device != x.device:
@@ -107,7 +110,7 @@ def add_rms_norm(
     return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Layer norm over the last dimension: y = weight (x - mean) / sqrt(var + eps) + bias.
 
     Ba, Kiros & Hinton 2016, equation 4. Value and reverse mode are PyTorch's `layer_norm`, to the bit; under
@@ -117,7 +120,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
 
     Args:
         x: [..., N], float64, float32, bfloat16 or float16; any strides.
-        weight: [N], of any of these types, on x's device.
+        weight: [N], of any of these types, on x's device; None for ones.
         bias: [N], likewise; None for none.
         eps: added to the variance.
 
@@ -126,19 +129,25 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
 
     Raises:
         ValueError: shapes or devices don't fit.
-        TypeError: x, weight or bias is not floating point.
+        TypeError: x, weight or bias is not of these types, or eps is no number.
     """
-    _check("layer_norm", x, weight, "hf")
+    if weight is None:
+        weight = ones_for("layer_norm", x)
+    check_norm("layer_norm", x, weight)
     if bias is not None:
-        _check("layer_norm", x, bias, "hf")
-    if torch.compiler.is_compiling():
+        check_norm("layer_norm", x, bias)
+    if type(eps) is not float:
+        (eps,) = real_numbers("layer_norm", eps=eps)
+    if torch.compiler.is_compiling() or tracing():
         return reference.layer_norm(x, weight, bias, eps)
-    if plain_call():
-        return LayerNorm.forward(x, weight, bias, eps)
-    return LayerNorm.apply(x, weight, bias, eps)
+    parameters = (weight,) if bias is None else (weight, bias)
+    norm = LayerNorm.apply if _differentiated(x, *parameters) else LayerNorm.forward
+    return norm(x, weight, bias, eps, [])
 
 
-def rms_norm_jvp(x: Tensor, weight: Tensor, x_dot: Tensor, eps: float = 1e-6, offset: float = 0.0) -> Tensor:
+def rms_norm_jvp(
+    x: Tensor, weight: Tensor | None, x_dot: Tensor, eps: float = 1e-6, offset: float = 0.0
+) -> Tensor:
     """The directional derivatives of `rms_norm` along K tangents that share one primal, which is read once.
 
     ẏ = w r (ẋ - x̂ mean(x̂ ẋ)) with r = (mean(x²) + eps)^(-1/2) and x̂ = r x: what `torch.func.jvp` gives,
@@ -146,7 +155,7 @@ def rms_norm_jvp(x: Tensor, weight: Tensor, x_dot: Tensor, eps: float = 1e-6, of
 
     Args:
         x: [..., N], float64, float32, bfloat16 or float16; any strides.
-        weight: [N], of any of these types, on x's device.
+        weight: [N], of any of these types, on x's device; None for ones.
         x_dot: [*K, ..., N], tangents of x, in its type.
         eps: added to the mean square.
         offset: added to the weight (1.0 for Gemma).
@@ -156,10 +165,16 @@ def rms_norm_jvp(x: Tensor, weight: Tensor, x_dot: Tensor, eps: float = 1e-6, of
 
     Raises:
         ValueError: shapes or devices don't fit.
-        TypeError: x or weight is not floating point, or x_dot has another type than x.
+        TypeError: x or weight is not of these types, x_dot has another type than x, or eps or offset is no
+            number.
         RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
     """
-    _check("rms_norm_jvp", x, weight, "hf")
+    if weight is None:
+        weight = ones_for("rms_norm_jvp", x)
+    check_norm("rms_norm_jvp", x, weight)
+    if type(eps) is not float or type(offset) is not float:
+        eps, offset = real_numbers("rms_norm_jvp", eps=eps, offset=offset)
+    check_tensor("rms_norm_jvp", "x_dot", x_dot)
     if x_dot.dtype != x.dtype:
         raise TypeError(f"rms_norm_jvp: x_dot must have x's type {x.dtype}, got {x_dot.dtype}")
     if x_dot.dim() < x.dim() or x_dot.shape[x_dot.dim() - x.dim() :] != x.shape or x_dot.device != x.device:

@@ -4,12 +4,19 @@ Philox-4x32-10 with key = the 64-bit seed and counter = (column // 128, example 
 the sign of column c is bit c mod 32 of word (c // 32) mod 4. Nothing is stored: a probe is its seed.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from ofa_kernels import reference
+from ofa_kernels import formulas, reference
+from ofa_kernels.arguments import (
+    check_norm,
+    check_tensor,
+    checked_ids,
+    checked_seed,
+    integer,
+    real_numbers,
+)
+from ofa_kernels.boundary import KERNEL_DTYPES, matching, ready
 from ofa_kernels.composed import Composed, first_order
 from ofa_kernels.dispatch import kernels_for
 from ofa_kernels.reference import Seed
@@ -52,25 +59,6 @@ def mix(seed: Seed, step: Seed) -> Seed:
     return _xor_shifted(_xor_shifted(z, 27) * _int64(_SECOND), 31)
 
 
-def _check_seed(seed: Seed, device: torch.device) -> None:
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64:
-            raise TypeError(f"a probe seed that is a tensor must be int64, got {seed.dtype}; use seed.long()")
-        if seed.numel() != 1:
-            raise ValueError(f"a probe seed that is a tensor must be one number, got {tuple(seed.shape)}")
-        if seed.device != device:
-            raise ValueError(
-                f"the probe seed is on {seed.device} and the tensors on {device}; move one of them"
-            )
-    elif isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(
-            f"a probe seed is an int or an int64 tensor of one element, got {seed!r} of type "
-            f"{type(seed).__name__}"
-        )
-    elif not 0 <= seed <= _UINT64:
-        raise ValueError(f"a probe seed is a 64-bit unsigned integer, got {seed}; use seed % 2**64")
-
-
 def _split(seed: Seed) -> tuple[Tensor | None, int | None]:
     """The seed where a Function takes tensors, and where it takes options."""
     return (seed, None) if isinstance(seed, Tensor) else (None, seed)
@@ -96,6 +84,7 @@ class _Signs(Composed):
 
     @staticmethod
     def forward(ids, layers, seed, kernels, n_cols, n_probes, number, dtype):
+        kernels = ready(kernels, ids, layers, seed)
         return kernels.rademacher(n_cols, ids, n_probes, layers, number if seed is None else seed, dtype)
 
     @classmethod
@@ -108,9 +97,8 @@ def _signs(
     n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: Seed, dtype: torch.dtype
 ) -> Tensor:
     """±1 as [layers, n_probes, examples, n_cols], from the backend that serves the ids' device."""
-    _check_seed(seed, example_ids.device)
-    seed, number = _split(seed)
-    kernels = kernels_for(torch.empty(0, dtype=dtype, device=example_ids.device))
+    seed, number = _split(checked_seed(seed, example_ids.device))
+    kernels = kernels_for(example_ids.new_empty(0, dtype=dtype), example_ids)
     options = kernels, n_cols, n_probes, number, dtype
     if kernels is None:
         return _Signs.formula(options)(example_ids, layers, seed)
@@ -136,12 +124,16 @@ def rademacher(
         ±1 in `dtype`, the same on every backend.
 
     Raises:
-        ValueError: more than four sizes, none, or a seed outside its range or on another device.
-        TypeError: the seed is no integer.
+        ValueError: more than four sizes, none, a negative one, or a seed outside its range or on another
+            device.
+        TypeError: the seed or a size is no integer, or dtype is another one.
     """
-    if not 1 <= len(shape) <= 4:
-        raise ValueError(f"rademacher: shape must have 1 to 4 sizes, got {tuple(shape)}; reshape the result")
-    layers, probes, examples, columns = (1,) * (4 - len(shape)) + tuple(shape)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not 1 <= len(shape) <= 4 or any(integer("rademacher", "a size", size) < 0 for size in shape):
+        raise ValueError(f"rademacher: shape must have 1 to 4 sizes of 0 or more, got {shape}")
+    if dtype not in KERNEL_DTYPES:
+        raise TypeError(f"rademacher: dtype must be float64, float32, bfloat16 or float16, got {dtype}")
+    layers, probes, examples, columns = (1,) * (4 - len(shape)) + shape
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else "cpu"
     ids = torch.arange(examples, device=device)
@@ -149,36 +141,25 @@ def rademacher(
     return signs.reshape(shape)
 
 
-def _checked(
-    name: str, rows: tuple[int, ...], n_probes: int, seed: Seed, example_ids: Tensor | None, device
-) -> Tensor:
-    """The ids of the examples as [rows] int64 on the device, with everything a probe depends on checked."""
-    if n_probes < 1:
-        raise ValueError(f"{name}: n_probes must be at least 1, got {n_probes}")
-    _check_seed(seed, device)
-    if example_ids is None:
-        return torch.arange(math.prod(rows), device=device)
-    if tuple(example_ids.shape) != tuple(rows):
-        raise ValueError(
-            f"{name}: example_ids must be one id a row, {tuple(rows)}, got {tuple(example_ids.shape)}"
-        )
-    return example_ids.to(device, torch.int64).reshape(-1)
-
-
 def probe_signs(
     z: Tensor, seed: Seed, n_probes: int, example_ids: Tensor | None = None, layer: int = 0
 ) -> Tensor:
     """ν [n_probes, *z.shape] for the rows of z [..., D], in z's type."""
-    ids = _checked("probe_signs", z.shape[:-1], n_probes, seed, example_ids, z.device)
-    layers = torch.full((1,), layer, device=z.device)
+    ids = checked_ids("probe_signs", z.shape[:-1], example_ids, z.device)
+    layers = torch.full((1,), _checked_layer("probe_signs", layer), device=z.device)
+    n_probes = _checked_count("probe_signs", n_probes)
     return _signs(z.shape[-1], ids, n_probes, layers, seed, z.dtype).reshape(n_probes, *z.shape)
 
 
-def _probe_signs_like(t: Tensor, ids: Tensor, seed: Seed, layer: int, n_probes: int) -> Tensor:
-    """ν [n_probes, rows, D] in float32 (float64 for a float64 t), composed."""
-    layers = torch.full((1,), layer, device=ids.device)
-    dtype = reference.accumulation_dtype(t)
-    return reference.rademacher_signs(t.shape[-1], ids, n_probes, layers, seed, dtype)[0]
+def _checked_count(name: str, n_probes: int) -> int:
+    if integer(name, "n_probes", n_probes) < 1:
+        raise ValueError(f"{name}: n_probes must be at least 1, got {n_probes}")
+    return int(n_probes)
+
+
+def _checked_layer(name: str, layer: int) -> int:
+    """The layer's number as it stands in the counter."""
+    return _int64(integer(name, "layer", layer))
 
 
 class _PreconditionedProbes(Composed):
@@ -191,13 +172,14 @@ class _PreconditionedProbes(Composed):
         _, eps, offset, number, n_probes, layer = options
 
         def formula(z, weight, ids, seed):
-            signs = _probe_signs_like(z, ids, number if seed is None else seed, layer, n_probes)
-            return (reference.preconditioner(z, weight, eps, offset) * signs).to(z.dtype)
+            seed = number if seed is None else seed
+            return formulas.preconditioned_probes(z, weight, eps, offset, seed, n_probes, ids, layer)
 
         return formula
 
     @staticmethod
     def forward(z, weight, ids, seed, kernels, eps, offset, number, n_probes, layer):
+        kernels = ready(kernels, z, weight, ids, seed)
         seed = number if seed is None else seed
         return kernels.preconditioned_probes(z, weight, eps, offset, seed, n_probes, ids, layer)
 
@@ -206,8 +188,10 @@ class _PreconditionedProbes(Composed):
         if dp is None or not first_order():
             return super().backward(ctx, dp)
         (z, weight, ids, seed), (kernels, eps, offset, number, _, layer) = ctx.saved_tensors, ctx.options
+        kernels = ready(kernels, z, weight, dp, ids, seed)
         seed = number if seed is None else seed
-        dz, dw = kernels.preconditioned_probes_backward(z, weight, dp, eps, offset, seed, ids, layer)
+        inputs = z, weight, matching(dp, z)
+        dz, dw = kernels.preconditioned_probes_backward(*inputs, eps, offset, seed, ids, layer)
         return dz, dw, *(None,) * 8
 
 
@@ -221,20 +205,20 @@ class _ProbeDot(Composed):
         _, number, layer = options
 
         def formula(t, ids, seed):
-            signs = _probe_signs_like(t, ids, number if seed is None else seed, layer, t.shape[0])
-            return (signs * t.to(signs.dtype)).sum(-1)
+            return formulas.probe_dot(t, number if seed is None else seed, ids, layer)
 
         return formula
 
     @staticmethod
     def forward(t, ids, seed, kernels, number, layer):
-        return kernels.probe_dot(t, number if seed is None else seed, ids, layer)
+        return ready(kernels, t, ids, seed).probe_dot(t, number if seed is None else seed, ids, layer)
 
     @classmethod
     def backward(cls, ctx, ddot):
         if ddot is None or not first_order():
             return super().backward(ctx, ddot)
         (t, ids, seed), (kernels, number, layer) = ctx.saved_tensors, ctx.options
+        kernels = ready(kernels, ddot, ids, seed)
         seed = number if seed is None else seed
         return kernels.probe_scale(ddot, t.shape[-1], seed, ids, layer, t.dtype), *(None,) * 5
 
@@ -255,15 +239,15 @@ def probe_dot(t: Tensor, seed: int | Tensor, example_ids: Tensor | None = None, 
 
     Raises:
         ValueError: shapes or the seed don't fit.
-        TypeError: the seed is no integer.
+        TypeError: a tensor has another type, or the seed, `n_probes` or the layer is no integer.
     """
-    if t.dim() < 2:
-        raise ValueError(f"probe_dot: t must be [n_probes, ..., D], got {tuple(t.shape)}")
-    rows = t.shape[1:-1]
-    ids = _checked("probe_dot", rows, t.shape[0], seed, example_ids, t.device)
-    flat, kernels = t.reshape(t.shape[0], -1, t.shape[-1]), kernels_for(t)
-    seed, number = _split(seed)
-    options = kernels, number, layer
+    check_tensor("probe_dot", "t", t)
+    if t.dim() < 2 or t.shape[0] == 0 or t.shape[-1] == 0:
+        raise ValueError(f"probe_dot: t must be [n_probes, ..., D] with both >= 1, got {tuple(t.shape)}")
+    ids = checked_ids("probe_dot", t.shape[1:-1], example_ids, t.device)
+    seed, number = _split(checked_seed(seed, t.device))
+    flat, kernels = t.reshape(t.shape[0], ids.numel(), t.shape[-1]), kernels_for(t, ids)
+    options = kernels, number, _checked_layer("probe_dot", layer)
     if kernels is None:
         dots = _ProbeDot.formula(options)(flat, ids, seed)
     else:
@@ -300,13 +284,15 @@ def preconditioned_probes(
 
     Raises:
         ValueError: shapes, `n_probes` or the seed don't fit.
-        TypeError: the seed is no integer.
+        TypeError: a tensor has another type, or the seed, `n_probes` or the layer is no integer.
     """
-    if weight.shape != z.shape[-1:]:
-        raise ValueError(f"weight must be [D] for z [..., D], got {tuple(weight.shape)} for {tuple(z.shape)}")
-    ids = _checked("preconditioned_probes", z.shape[:-1], n_probes, seed, example_ids, z.device)
-    flat, kernels = z.reshape(-1, z.shape[-1]), kernels_for(z, weight)
-    seed, number = _split(seed)
+    name = "preconditioned_probes"
+    check_norm(name, z, weight)
+    eps, offset = real_numbers(name, eps=eps, offset=offset)
+    n_probes, layer = _checked_count(name, n_probes), _checked_layer(name, layer)
+    ids = checked_ids(name, z.shape[:-1], example_ids, z.device)
+    seed, number = _split(checked_seed(seed, z.device))
+    flat, kernels = z.reshape(ids.numel(), z.shape[-1]), kernels_for(z, weight, ids)
     options = kernels, eps, offset, number, n_probes, layer
     if kernels is None:
         probes = _PreconditionedProbes.formula(options)(flat, weight, ids, seed)

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from ofa_kernels import reference
+from ofa_kernels import boundary, reference
+from ofa_kernels.arguments import check_tensor
+from ofa_kernels.boundary import matching, ready
 from ofa_kernels.composed import Composed, first_order
 from ofa_kernels.dispatch import kernels_for
 
@@ -19,7 +21,7 @@ class _StepLengths(Composed):
 
     @staticmethod
     def forward(states, kernels):
-        return kernels.step_lengths(states)
+        return ready(kernels, states).step_lengths(states)
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):
@@ -30,7 +32,9 @@ class _StepLengths(Composed):
     def backward(cls, ctx, dlengths):
         if dlengths is None or not first_order():
             return super().backward(ctx, dlengths)
-        return ctx.options[0].step_lengths_backward(*ctx.saved_tensors, ctx.lengths, dlengths), None
+        (states,), lengths = ctx.saved_tensors, ctx.lengths
+        kernels = ready(ctx.options[0], states, lengths, dlengths)
+        return kernels.step_lengths_backward(states, lengths, matching(dlengths, lengths)), None
 
 
 def _step_lengths(states: Tensor) -> Tensor:
@@ -40,7 +44,7 @@ def _step_lengths(states: Tensor) -> Tensor:
 
 def _has_value(t: Tensor) -> bool:
     """Whether it is a number by now, of one call."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or boundary.tracing() or boundary.dispatch_modes():
         return False
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         if torch._C._functorch.is_batchedtensor(t):
@@ -79,10 +83,14 @@ def step_ratio(states: Tensor, per_step: bool = False) -> Tensor | tuple[Tensor,
         ValueError: for another shape, or where two successive states are equal (a zero denominator). On a GPU
             such states fail an assertion on the device, which a later call reports as a RuntimeError and
             after which the process can't use the GPU: waiting for it would cost more than J. Under
-            `torch.compile` and `torch.func.vmap` nothing is checked: J is then infinite or NaN.
+            `torch.compile`, `torch.func.vmap` and tracers nothing is checked: J is then infinite or NaN.
+        TypeError: the states are of another type than float64, float32, bfloat16 or float16.
     """
-    if states.dim() != 3 or states.shape[0] < 2 or states.shape[1] == 0:
-        raise ValueError(f"step_ratio: states must be [T+1, B, D] with T, B >= 1, got {tuple(states.shape)}")
+    check_tensor("step_ratio", "states", states)
+    if states.dim() != 3 or states.shape[0] < 2 or 0 in states.shape:
+        raise ValueError(
+            f"step_ratio: states must be [T+1, B, D] with T, B, D >= 1, got {tuple(states.shape)}"
+        )
     lengths = _step_lengths(states)  # [T, B]
     if _has_value(lengths):
         _check_lengths(lengths[:-1])

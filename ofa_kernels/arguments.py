@@ -1,0 +1,112 @@
+"""What callers may pass to the operators: checks whose errors say what was got and what to do."""
+
+import math
+import numbers
+import operator
+
+import torch
+from torch import Tensor
+
+from ofa_kernels.boundary import KERNEL_DTYPES
+from ofa_kernels.reference import Seed
+
+_TYPES = "float64, float32, bfloat16 or float16"
+_UINT64 = (1 << 64) - 1
+
+
+def check_tensor(name: str, argument: str, t: Tensor) -> None:
+    """Raise TypeError unless t is a dense tensor of a type that there are kernels for."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: {argument} must be a tensor, got {type(t).__name__}")
+    if t.dtype not in KERNEL_DTYPES:
+        raise TypeError(f"{name}: {argument} must be floating point ({_TYPES}), got {t.dtype}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{name}: {argument} must be dense, got {t.layout}; use .to_dense()")
+
+
+def check_norm(name: str, x: Tensor, weight: Tensor) -> None:
+    """Raise unless x is [..., N] and weight [N], of types that there are kernels for, on one device."""
+    if not (
+        isinstance(x, Tensor)
+        and isinstance(weight, Tensor)
+        and x.dtype in KERNEL_DTYPES
+        and weight.dtype in KERNEL_DTYPES
+        and x.layout is torch.strided
+    ):
+        check_tensor(name, "x", x)
+        check_tensor(name, "weight", weight)
+    if x.dim() == 0 or x.shape[-1] == 0 or weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"{name}: weight must be [N] for an x of [..., N] with N >= 1, got {tuple(weight.shape)} "
+            f"for {tuple(x.shape)}"
+        )
+    if x.device != weight.device:
+        raise ValueError(f"{name}: x is on {x.device} and weight on {weight.device}; move one of them")
+
+
+def ones_for(name: str, x: Tensor) -> Tensor:
+    """The weight [N] that None stands for, in x's type."""
+    check_tensor(name, "x", x)
+    if x.dim() == 0:
+        raise ValueError(f"{name}: x must be [..., N], got a scalar")
+    return x.new_ones(x.shape[-1:])
+
+
+def real_numbers(name: str, **values: object) -> list[float]:
+    """The values as floats that a kernel can be given."""
+    for argument, value in values.items():
+        if not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
+            got = "a tensor; use .item()" if isinstance(value, Tensor) else repr(value)
+            raise TypeError(f"{name}: {argument} must be a number, got {got}")
+    return [float(value) if isinstance(value, numbers.Real) else value for value in values.values()]
+
+
+def integer(name: str, argument: str, value: object) -> int:
+    """The value as an int; a bool, a float or a tensor is refused."""
+    try:
+        if isinstance(value, (bool, Tensor)):
+            raise TypeError
+        return value if isinstance(value, torch.SymInt) else operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}: {argument} must be an int, got {value!r} of type {type(value).__name__}"
+        ) from None
+
+
+def checked_seed(seed: Seed, device: torch.device) -> Seed:
+    """The 64 bits of a seed: an int from 0 to 2^64 - 1, or an int64 tensor of one element on the device."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64:
+            raise TypeError(f"a probe seed that is a tensor must be int64, got {seed.dtype}; use seed.long()")
+        if seed.numel() != 1:
+            raise ValueError(f"a probe seed that is a tensor must be one number, got {tuple(seed.shape)}")
+        if seed.device != device:
+            raise ValueError(
+                f"the probe seed is on {seed.device} and the tensors on {device}; move one of them"
+            )
+        return seed
+    try:
+        number = seed if type(seed) is int else integer("", "seed", seed)
+    except TypeError:
+        raise TypeError(
+            f"a probe seed is an int or an int64 tensor of one element, got {seed!r} of type "
+            f"{type(seed).__name__}"
+        ) from None
+    if not 0 <= number <= _UINT64:
+        raise ValueError(f"a probe seed is a 64-bit unsigned integer, got {seed}; use seed % 2**64")
+    return number
+
+
+def checked_ids(name: str, rows: tuple[int, ...], example_ids: Tensor | None, device: torch.device) -> Tensor:
+    """The ids of the examples as [rows] int64 on the device; by default 0, 1, 2 and so on."""
+    if example_ids is None:
+        return torch.arange(math.prod(rows), device=device)
+    if not isinstance(example_ids, Tensor):
+        raise TypeError(f"{name}: example_ids must be a tensor, got {type(example_ids).__name__}")
+    if example_ids.is_floating_point() or example_ids.is_complex() or example_ids.dtype == torch.bool:
+        raise TypeError(f"{name}: example_ids must be integers, got {example_ids.dtype}; use .long()")
+    if tuple(example_ids.shape) != tuple(rows):
+        raise ValueError(
+            f"{name}: example_ids must be one id a row, {tuple(rows)}, got {tuple(example_ids.shape)}"
+        )
+    return example_ids.to(device, torch.int64).reshape(-1)

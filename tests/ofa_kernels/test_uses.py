@@ -1,0 +1,156 @@
+"""Use against operator against backend: every cell is right against float64, or an error that has a name."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import jvp, vjp
+from torch.utils._pytree import tree_leaves
+
+from tests.ofa_kernels.uses import KINDS, OPERATORS, USES, linear_gradient, value
+
+pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
+
+operators = pytest.mark.parametrize("name", OPERATORS)
+# AssertionError: PyTorch's own, where fake tensors meet others
+NAMED = (TypeError, ValueError, RuntimeError, NotImplementedError, AssertionError)
+
+
+def tensors(tree) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def check(got, truth, tolerance=1e-10):
+    """Tree against tree, errors beside the largest tensor: what is zero in truth may be rounded."""
+    got, truth = ([t.detach().double() for t in tensors(tree)] for tree in (got, truth))
+    assert [t.shape for t in got] == [t.shape for t in truth]
+    scale = max((b.norm() for b in truth), default=0.0)
+    for a, b in zip(got, truth, strict=True):
+        assert (a - b).norm() <= tolerance * scale, (a, b)
+
+
+@pytest.mark.parametrize("use", USES)
+@operators
+def test_every_use(backend, name, use):
+    run, like = USES[use]
+    operator = OPERATORS[name]
+    truth = (like or run)(operator.formula, operator.arguments())
+    check(run(operator.call, operator.arguments()), truth)
+
+
+def named(error: Exception) -> bool:
+    """Whether an error says something, and not that PyTorch is broken inside."""
+    return isinstance(error, NAMED) and bool(str(error)) and "INTERNAL ASSERT" not in str(error)
+
+
+def plain(t) -> Tensor:
+    """The values of a tensor of any kind, in float64."""
+    if type(t).__name__ == "TwoTensor":
+        t = t.a
+    return t.to_dense().detach().as_subclass(Tensor).double().clone()
+
+
+def known(*given) -> bool:
+    """Whether values can be compared: there are some, and they are real."""
+    return not any(
+        t.device.type == "meta" or type(t).__name__ == "FakeTensor" or t.is_complex() for t in tensors(given)
+    )
+
+
+def outcome(run, truth, *given):
+    """Run with tensors of some kind: a named error, or what the formula gives for the same values."""
+    try:
+        got = run()
+    except Exception as error:
+        assert named(error), repr(error)
+        return
+    if not known(got, *given):
+        return
+    types = [t.dtype for t in tensors((got, given)) if t.is_floating_point()]
+    tolerance = 30 * max(torch.finfo(dtype).eps for dtype in types)
+    check([plain(t) for t in tensors(got)], truth(), tolerance)
+
+
+# PyTorch sees gradients and tangents first: it dies of freed memory, and a fake tensor that meets others
+# within a transform leaves its dispatcher broken, for F.rms_norm too
+HANDED_OVER = [kind for kind in KINDS if kind not in ("freed", "fake")]
+CELLS = [
+    pytest.param(name, argument, kind, id=f"{name}-{argument}-{kind}")
+    for name, operator in OPERATORS.items()
+    for argument in operator.shapes
+    for kind in KINDS
+    # that weight is the test's own
+    if name != "hutchinson_trace" or (argument != "weight" and kind != "fake")
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "kind"), CELLS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_every_kind_of_argument(backend, name, argument, kind, dtype):
+    operator = OPERATORS[name]
+    given, i = list(operator.arguments(dtype)), list(operator.shapes).index(argument)
+    try:
+        given[i] = KINDS[kind](given[i])
+    except (TypeError, RuntimeError, IndexError):
+        pytest.skip(f"PyTorch makes no {kind} of this one")
+    of_numbers = isinstance(given[i], Tensor) and given[i].is_floating_point()
+    for run in (value, linear_gradient) if of_numbers else (value,):
+
+        def truth(run=run):
+            absent = None if argument == "bias" else torch.ones(4, dtype=torch.float64)
+            return run(operator.formula, [absent if t is None else plain(t) for t in given])
+
+        outcome(lambda run=run: run(operator.call, given), truth, *given)
+
+
+@pytest.mark.parametrize("kind", HANDED_OVER)
+@operators
+def test_every_kind_of_gradient(backend, name, kind):
+    operator = OPERATORS[name]
+    args = operator.arguments(torch.float32)
+    leaves = [a.clone().requires_grad_() for a in args]
+    y = operator.call(*leaves)
+    try:
+        dy = KINDS[kind](y.detach().cos())
+    except (TypeError, RuntimeError, IndexError):
+        pytest.skip(f"PyTorch makes no {kind} of this one")
+
+    def truth():
+        return vjp(operator.formula, *map(plain, args))[1](plain(dy))
+
+    if isinstance(dy, Tensor):
+        outcome(lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True), truth, dy, y.detach())
+        outcome(lambda: vjp(operator.call, *args)[1](dy), truth, dy, y.detach())
+
+
+@pytest.mark.parametrize("kind", HANDED_OVER)
+@operators
+def test_every_kind_of_tangent(backend, name, kind):
+    operator = OPERATORS[name]
+    args = operator.arguments(torch.float32)
+    for i, argument in enumerate(args):
+        try:
+            dot = KINDS[kind](argument.cos())
+        except (TypeError, RuntimeError, IndexError):
+            pytest.skip(f"PyTorch makes no {kind} of this one")
+        if not isinstance(dot, Tensor):
+            continue
+
+        def along(f, values, dot, i=i):
+            def of_one(t):
+                return f(*values[:i], t, *values[i + 1 :])
+
+            return jvp(of_one, (values[i],), (dot,))[1]
+
+        def with_dual(f, values, dot, i=i):
+            with forward_ad.dual_level():
+                changed = forward_ad.make_dual(values[i], dot)
+                return forward_ad.unpack_dual(f(*values[:i], changed, *values[i + 1 :])).tangent
+
+        def truth(along=along, dot=dot):
+            return along(operator.formula, list(map(plain, args)), plain(dot))
+
+        for run in (along, with_dual):
+            outcome(partial(run, operator.call, args, dot), truth, dot, *args)

@@ -1,0 +1,386 @@
+"""What people do with an operator, as tables: operators, uses, and kinds of tensors."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functionalize, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import ofa_kernels as ok
+from ofa_kernels import formulas, reference
+
+EPS, OFFSET, SEED, LAYER, PROBES = 1e-3, 1.0, 2**63 + 5, 3, 2
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A public operator as a function of floating-point tensors, and the same by its formula."""
+
+    call: Callable[..., Tensor]
+    formula: Callable[..., Tensor]
+    shapes: dict[str, tuple[int, ...]]
+
+    def arguments(self, dtype=torch.float64) -> tuple[Tensor, ...]:
+        """Fresh tensors, the same at every call."""
+        generator = torch.Generator().manual_seed(1)
+        made = [torch.randn(s, generator=generator, dtype=torch.float64) for s in self.shapes.values()]
+        return tuple(t.to(dtype) for t in made)
+
+
+def _joined(pair):
+    return torch.cat(pair)
+
+
+def _ids(z):
+    return torch.arange(z.shape[-2])
+
+
+def _ratio(states):
+    lengths = reference.step_lengths(states)
+    return (lengths[1:] / lengths[:-1]).sum(0).mean()
+
+
+def _map(weight):
+    return lambda z: torch.tanh(z * z.roll(1, -1)) * weight
+
+
+def _trace(z, p, weight):
+    ones = torch.ones(PROBES, len(z), dtype=z.dtype)
+    signs = formulas.probe_scale(ones, 4, SEED, _ids(z), LAYER, z.dtype)
+    products = torch.stack([reference_jvp(_map(weight), z, p * s) for s in signs])
+    return formulas.probe_dot(products, SEED, _ids(z), LAYER).mean(0)
+
+
+def reference_jvp(f, z, v):
+    """A directional derivative by two reverse passes, which nest with everything."""
+    y, pull = vjp(f, z)
+    return vjp(lambda c: pull(c)[0], torch.zeros_like(y))[1](v)[0]
+
+
+OPERATORS = {
+    "rms_norm": Operator(
+        lambda x, w: ok.rms_norm(x, w, EPS, OFFSET),
+        lambda x, w: reference.rms_norm(x, w, EPS, OFFSET),
+        {"x": (3, 4), "weight": (4,)},
+    ),
+    "add_rms_norm": Operator(
+        lambda x, r, w: _joined(ok.add_rms_norm(x, r, w, EPS, OFFSET)),
+        lambda x, r, w: _joined(reference.add_rms_norm(x, r, w, EPS, OFFSET)),
+        {"x": (3, 4), "residual": (3, 4), "weight": (4,)},
+    ),
+    "layer_norm": Operator(
+        lambda x, w, b: ok.layer_norm(x, w, b, EPS),
+        lambda x, w, b: reference.layer_norm(x, w, b, EPS),
+        {"x": (3, 4), "weight": (4,), "bias": (4,)},
+    ),
+    "rms_norm_jvp": Operator(
+        lambda x, w, v: ok.rms_norm_jvp(x, w, v, EPS, OFFSET),
+        lambda x, w, v: reference.rms_norm_jvp(x, w, v, None, EPS, OFFSET),
+        {"x": (3, 4), "weight": (4,), "x_dot": (2, 3, 4)},
+    ),
+    "preconditioned_probes": Operator(
+        lambda z, w: ok.preconditioned_probes(z, w, EPS, SEED, PROBES, OFFSET, layer=LAYER),
+        lambda z, w: formulas.preconditioned_probes(z, w, EPS, OFFSET, SEED, PROBES, _ids(z), LAYER),
+        {"z": (3, 4), "weight": (4,)},
+    ),
+    "probe_dot": Operator(
+        lambda t: ok.probe_dot(t, SEED, layer=LAYER),
+        lambda t: formulas.probe_dot(t, SEED, _ids(t), LAYER),
+        {"t": (2, 3, 4)},
+    ),
+    "step_ratio": Operator(lambda states: ok.step_ratio(states), _ratio, {"states": (4, 3, 4)}),
+    "hutchinson_trace": Operator(
+        lambda z, p, w: ok.hutchinson_trace(_map(w), z, p, PROBES, SEED, layer=LAYER).value,
+        _trace,
+        {"z": (3, 4), "preconditioner": (4,), "weight": (4,)},
+    ),
+}
+
+
+# --- uses: run(f, args) gives tensors ------------------------------------------------------------------
+
+
+def weighed(y: Tensor) -> Tensor:
+    """A scalar of y in which no derivative vanishes."""
+    c = torch.linspace(0.3, 0.9, max(y.numel(), 1), dtype=y.dtype, device=y.device)[: y.numel()]
+    return (y * c.reshape(y.shape)).sin().sum()
+
+
+def _loss(f):
+    return lambda *args: weighed(f(*args))
+
+
+def _all(args):
+    return tuple(range(len(args)))
+
+
+def _like(args):
+    """Tangents: of the same sizes, and other numbers."""
+    return tuple((0.7 * a).cos() for a in args)
+
+
+def _leaves(args):
+    return tuple(a.detach().requires_grad_() for a in args)
+
+
+def value(f, args):
+    return f(*args)
+
+
+def gradient(f, args):
+    leaves = _leaves(args)
+    return torch.autograd.grad(weighed(f(*leaves)), leaves)
+
+
+def linear_gradient(f, args):
+    """Of a sum with fixed weights, which no rounding of the value changes."""
+    leaves = tuple(a.detach().requires_grad_() for a in args if a is not None)
+    y = f(*(a if a is None else leaves[i] for i, a in enumerate(args)))
+    weights = torch.linspace(0.3, 0.9, max(y.numel(), 1), dtype=y.dtype, device=y.device)
+    return torch.autograd.grad(y, leaves, weights[: y.numel()].reshape(y.shape))
+
+
+def tangent(f, args):
+    return jvp(f, args, _like(args))[1]
+
+
+def dual(f, args):
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(a, t) for a, t in zip(args, _like(args), strict=True)]
+        return forward_ad.unpack_dual(f(*duals)).tangent
+
+
+def pullback(f, args):
+    y, pull = vjp(f, *args)
+    return pull(y.cos())
+
+
+def vmapped_pullback(f, args):
+    y, pull = vjp(f, *args)
+    return vmap(pull)(torch.stack([y.cos(), y.sin()]))
+
+
+def tangent_of_pullback(f, args):
+    y, pull = vjp(f, *args)
+    return jvp(pull, (y.cos(),), (y.sin(),))[1]
+
+
+def gradient_of_pullback(f, args):
+    y, pull = vjp(f, *args)
+    return grad(lambda c: sum(weighed(g) for g in pull(c)))(y.cos())
+
+
+def batched_gradient(f, args):
+    leaves = _leaves(args)
+    y = f(*leaves)
+    return torch.autograd.grad(y, leaves, torch.stack([y.cos(), y.sin()]), is_grads_batched=True)
+
+
+def batched_second_gradient(f, args):
+    leaves = _leaves(args)
+    first = torch.autograd.grad(weighed(f(*leaves)), leaves, create_graph=True)
+    g = torch.cat([t.flatten() for t in first])
+    found = torch.autograd.grad(
+        g, leaves, torch.stack([g.cos(), g.sin()]), is_grads_batched=True, allow_unused=True
+    )
+    return tuple(t for t in found if t is not None)
+
+
+def high_order(n, f, args):
+    leaves = _leaves(args)
+    total = weighed(f(*leaves))
+    for _ in range(n):
+        found = torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True)
+        total = sum(weighed(0.1 * g) for g in found if g is not None)
+    return total
+
+
+def vmapped(f, args, which):
+    dims = tuple(0 if i in which else None for i in _all(args))
+    batched = tuple(torch.stack([a, a.sin()]) if i in which else a for i, a in enumerate(args))
+    return vmap(f, dims)(*batched)
+
+
+def traced(mode, wrap, f, args):
+    run = wrap(f)
+    return make_fx(run, tracing_mode=mode)(*(a.sin() for a in args))(*args)
+
+
+def scripted(f, args):
+    return torch.jit.trace(f, tuple(a.sin() for a in args), check_trace=False)(*args)
+
+
+def scripted_gradient(f, args):
+    program = torch.jit.trace(f, _leaves(a.sin() for a in args), check_trace=False)
+    return gradient(program, args)
+
+
+def compiled_backward(f, args):
+    from torch._dynamo import compiled_autograd
+
+    leaves = _leaves(args)
+    total = weighed(f(*leaves))
+    with compiled_autograd._enable(lambda graph: graph):
+        total.backward()
+    return tuple(leaf.grad for leaf in leaves)
+
+
+def with_inference(f, args):
+    with torch.inference_mode():
+        return tuple(f(*(a.clone() for a in given)).clone() for given in (args, _leaves(args)))
+
+
+class Watching(TorchDispatchMode):
+    """Sees every operator and changes nothing."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def under(mode, run, f, args):
+    with mode():
+        return run(f, args)
+
+
+def on_threads(f, args):
+    with ThreadPoolExecutor(3) as pool:
+        return list(pool.map(lambda _: gradient(f, args), range(6)))
+
+
+def checkpointed(f, args):
+    return gradient(lambda *a: checkpoint(f, *a, use_reentrant=False), args)
+
+
+def twice(run, f, args):
+    return run(f, args), run(f, args)
+
+
+def _grad(f):
+    return lambda *args: grad(_loss(f), _all(args))(*args)
+
+
+def _jvp(f):
+    return lambda *args: tangent(f, args)
+
+
+# name -> (what is run, what it is compared with on the formula: the same where that is None)
+USES: dict[str, tuple[Callable, Callable | None]] = {
+    "value": (value, None),
+    "no grad": (partial(under, torch.no_grad, value), value),
+    "inference mode": (with_inference, lambda f, args: (f(*args), f(*args))),
+    "gradient": (gradient, None),
+    "gradient, twice": (partial(twice, gradient), None),
+    "jvp": (tangent, None),
+    "dual numbers": (dual, tangent),
+    "pullback": (pullback, None),
+    "vmap of a pullback": (vmapped_pullback, None),
+    "jvp of a pullback": (tangent_of_pullback, None),
+    "gradient of a pullback": (gradient_of_pullback, None),
+    "is_grads_batched": (batched_gradient, None),
+    "is_grads_batched at second order": (batched_second_gradient, None),
+    "second order": (partial(high_order, 2), None),
+    "third order": (partial(high_order, 3), None),
+    "fourth order": (partial(high_order, 4), None),
+    "vmap": (lambda f, args: vmapped(f, args, _all(args)), None),
+    "vmap of the first": (lambda f, args: vmapped(f, args, (0,)), None),
+    "vmap of the last": (lambda f, args: vmapped(f, args, (len(args) - 1,)), None),
+    "vmap of a gradient": (lambda f, args: vmapped(_grad(f), args, (0,)), None),
+    "gradient of a vmap": (lambda f, args: _grad(lambda *a: vmapped(f, a, (0,)))(*args), None),
+    "jvp of a gradient": (lambda f, args: jvp(_grad(f), args, _like(args))[1], None),
+    "gradient of a jvp": (lambda f, args: _grad(_jvp(f))(*args), None),
+    "jvp of a jvp": (lambda f, args: jvp(_jvp(f), args, _like(args))[1], None),
+    "hessian": (lambda f, args: hessian(_loss(f), _all(args))(*args), None),
+    "jacrev of jacfwd": (lambda f, args: jacrev(jacfwd(_loss(f)))(*args), None),
+    "linearize": (lambda f, args: linearize(f, *args)[1](*_like(args)), tangent),
+    "functionalize": (lambda f, args: functionalize(f)(*args), value),
+    "functionalize a gradient": (lambda f, args: functionalize(_grad(f))(*args), gradient),
+    "gradient of functionalize": (lambda f, args: _grad(functionalize(f))(*args), gradient),
+    "functionalize a pullback": (lambda f, args: functionalize(vjp(f, *args)[1])(f(*args).cos()), pullback),
+    **{
+        f"make_fx, {mode}, {name}": (partial(traced, mode, wrap), run)
+        for mode in ("real", "fake", "symbolic")
+        for name, wrap, run in (
+            ("value", lambda f: f, value),
+            ("gradient", _grad, gradient),
+            ("jvp", _jvp, tangent),
+        )
+    },
+    "jit.trace": (scripted, value),
+    "jit.trace of a gradient": (scripted_gradient, gradient),
+    "compiled autograd": (compiled_backward, gradient),
+    "checkpoint": (checkpointed, gradient),
+    "saved on the host": (partial(under, torch.autograd.graph.save_on_cpu, gradient), gradient),
+    "a watching mode": (partial(under, Watching, gradient), gradient),
+    "a flop counter": (partial(under, lambda: FlopCounterMode(display=False), gradient), gradient),
+    "another default device": (partial(under, lambda: torch.device("meta"), tangent), tangent),
+    "anomaly mode": (partial(under, torch.autograd.detect_anomaly, gradient), gradient),
+    "autocast": (partial(under, lambda: torch.autocast("cpu", torch.bfloat16), gradient), gradient),
+    "threads": (on_threads, lambda f, args: [gradient(f, args)] * 6),
+}
+
+
+# --- kinds of tensors ----------------------------------------------------------------------------------
+
+
+class Plain(torch.Tensor):
+    """A subclass that adds nothing."""
+
+
+def _wrapped(t):
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    return TwoTensor(t, t.clone())
+
+
+def _freed(t):
+    t = t.clone()
+    t.untyped_storage().resize_(0)
+    return t
+
+
+def _fake(t):
+    return torch._subclasses.FakeTensorMode().from_tensor(t)
+
+
+def _made_in_inference(t):
+    with torch.inference_mode():
+        return t.clone()
+
+
+# name -> what it makes of a tensor; the values stay the same where they can
+KINDS: dict[str, Callable] = {
+    **{
+        str(dtype).removeprefix("torch."): partial(torch.Tensor.to, dtype=dtype)
+        for dtype in (
+            torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool,
+            torch.complex64, torch.float8_e4m3fn,
+        )
+    },
+    "negated view": lambda t: torch._neg_view(-t),  # as .conj().imag gives, and contiguous
+    "zeros never written": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
+    "expanded": lambda t: t[..., :1].expand(t.shape),
+    "every second column": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
+    "a subclass": lambda t: t.as_subclass(Plain),
+    "a parameter": torch.nn.Parameter,
+    "a wrapper": _wrapped,
+    "fake": _fake,
+    "meta": partial(torch.Tensor.to, device="meta"),
+    "sparse": torch.Tensor.to_sparse,
+    "freed": _freed,
+    "inference": _made_in_inference,
+    "short": lambda t: t[..., :-1],
+    "no rows": lambda t: t[..., :0, :] if t.dim() > 1 else t[:0],
+    "a scalar": lambda t: t.flatten()[0],
+    "None": lambda t: None,
+    "a list": torch.Tensor.tolist,
+    "numpy": torch.Tensor.numpy,
+    "a float": lambda t: 0.5,
+}  # fmt: skip
