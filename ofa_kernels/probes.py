@@ -246,6 +246,7 @@ def probe_dot(t: Tensor, seed: int | Tensor, example_ids: Tensor | None = None, 
         raise ValueError(f"probe_dot: t must be [n_probes, ..., D] with both >= 1, got {tuple(t.shape)}")
     ids = checked_ids("probe_dot", t.shape[1:-1], example_ids, t.device)
     seed, number = _split(checked_seed(seed, t.device))
+    t = t.resolve_neg()  # PyTorch can't reshape a dual number whose value is lazily negated
     flat, kernels = t.reshape(t.shape[0], ids.numel(), t.shape[-1]), kernels_for(t, ids)
     options = kernels, number, _checked_layer("probe_dot", layer)
     if kernels is None:
@@ -292,6 +293,7 @@ def preconditioned_probes(
     n_probes, layer = _checked_count(name, n_probes), _checked_layer(name, layer)
     ids = checked_ids(name, z.shape[:-1], example_ids, z.device)
     seed, number = _split(checked_seed(seed, z.device))
+    z = z.resolve_neg()  # PyTorch can't reshape a dual number whose value is lazily negated
     flat, kernels = z.reshape(ids.numel(), z.shape[-1]), kernels_for(z, weight, ids)
     options = kernels, eps, offset, number, n_probes, layer
     if kernels is None:

@@ -22,11 +22,11 @@ def tensors(tree) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def check(got, truth, tolerance=1e-10):
+def check(got, truth, tolerance=1e-10, scale=0.0):
     """Tree against tree, errors beside the largest tensor: what is zero in truth may be rounded."""
     got, truth = ([t.detach().double() for t in tensors(tree)] for tree in (got, truth))
     assert [t.shape for t in got] == [t.shape for t in truth]
-    scale = max((b.norm() for b in truth), default=0.0)
+    scale = max([scale, *(b.norm() for b in truth)])
     for a, b in zip(got, truth, strict=True):
         assert (a - b).norm() <= tolerance * scale, (a, b)
 
@@ -34,6 +34,8 @@ def check(got, truth, tolerance=1e-10):
 @pytest.mark.parametrize("use", USES)
 @operators
 def test_every_use(backend, name, use):
+    if use == "threads" and backend == "triton" and not torch.cuda.is_available():
+        pytest.skip("Triton's interpreter patches the language globally: one thread at a time")
     run, like = USES[use]
     operator = OPERATORS[name]
     truth = (like or run)(operator.formula, operator.arguments())
@@ -70,7 +72,8 @@ def outcome(run, truth, *given):
         return
     types = [t.dtype for t in tensors((got, given)) if t.is_floating_point()]
     tolerance = 30 * max(torch.finfo(dtype).eps for dtype in types)
-    check([plain(t) for t in tensors(got)], truth(), tolerance)
+    # what cancels in a result is of the order of 1, as all numbers here
+    check([plain(t) for t in tensors(got)], truth(), tolerance, scale=1.0)
 
 
 # PyTorch sees gradients and tangents first: it dies of freed memory, and a fake tensor that meets others

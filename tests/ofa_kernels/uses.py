@@ -39,8 +39,20 @@ def _joined(pair):
     return torch.cat(pair)
 
 
-def _ids(z):
-    return torch.arange(z.shape[-2])
+def _ids(n_rows):
+    return torch.arange(n_rows)
+
+
+def _probes(z, weight):
+    rows = z.reshape(z[..., 0].numel(), z.shape[-1])
+    found = formulas.preconditioned_probes(rows, weight, EPS, OFFSET, SEED, PROBES, _ids(len(rows)), LAYER)
+    return found.reshape(PROBES, *z.shape)
+
+
+def _dots(t):
+    n_rows = t[0, ..., 0].numel()
+    rows = t.reshape(t.shape[0], n_rows, t.shape[-1])
+    return formulas.probe_dot(rows, SEED, _ids(n_rows), LAYER).reshape(t.shape[:-1])
 
 
 def _ratio(states):
@@ -54,9 +66,9 @@ def _map(weight):
 
 def _trace(z, p, weight):
     ones = torch.ones(PROBES, len(z), dtype=z.dtype)
-    signs = formulas.probe_scale(ones, 4, SEED, _ids(z), LAYER, z.dtype)
+    signs = formulas.probe_scale(ones, z.shape[-1], SEED, _ids(len(z)), LAYER, z.dtype)
     products = torch.stack([reference_jvp(_map(weight), z, p * s) for s in signs])
-    return formulas.probe_dot(products, SEED, _ids(z), LAYER).mean(0)
+    return _dots(products).mean(0)
 
 
 def reference_jvp(f, z, v):
@@ -88,12 +100,12 @@ OPERATORS = {
     ),
     "preconditioned_probes": Operator(
         lambda z, w: ok.preconditioned_probes(z, w, EPS, SEED, PROBES, OFFSET, layer=LAYER),
-        lambda z, w: formulas.preconditioned_probes(z, w, EPS, OFFSET, SEED, PROBES, _ids(z), LAYER),
+        _probes,
         {"z": (3, 4), "weight": (4,)},
     ),
     "probe_dot": Operator(
         lambda t: ok.probe_dot(t, SEED, layer=LAYER),
-        lambda t: formulas.probe_dot(t, SEED, _ids(t), LAYER),
+        _dots,
         {"t": (2, 3, 4)},
     ),
     "step_ratio": Operator(lambda states: ok.step_ratio(states), _ratio, {"states": (4, 3, 4)}),
