@@ -131,11 +131,13 @@ class StackedPass:
     Attributes:
         z: [T+1, B, D], Z_0 (the embedding) to Z_T (the last layer's output before the final norm).
         logits: [B, V].
+        following: [B, L - 1, V], the logits of a label's tokens after its first; None where labels have one.
         products: [layers, n_probes, B], νᵀ J_f P ν of the probed layers; None without probes.
     """
 
     z: Tensor
     logits: Tensor
+    following: Tensor | None
     products: Tensor | None
 
 
@@ -240,7 +242,7 @@ def _attention(
         by_probe = (at.n_probes, packing.n_examples)
         dots = Tangents(*(t.unflatten(0, by_probe) for t in (q_dot, k_dot, v_dot)))
     if final or dots is not None:
-        out, out_dot = one_query(q_own, memory, packing.real, attention.scaling, dots, cap)
+        out, out_dot = one_query(q_own, memory, packing.seen, attention.scaling, dots, cap)
     out_dot = q_dot if out_dot is None else out_dot.flatten(0, 1)  # no rows where there are no tangents
     if final:
         mixed = torch.cat([out, out_dot])
@@ -360,8 +362,9 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
 
     Args:
         model: a causal language model of one of the `STACKED` families, patched or not.
-        batch: `input_ids` and `attention_mask`, both [B, T], padded on either side; or their `packing`, made
-            before by `ofa.packing.packed`.
+        batch: `input_ids` and `attention_mask`, both [B, T], padded on either side, and `labels` where these
+            hold several tokens each (see `objective`); or their `packing`, made before by
+            `ofa.packing.packed`.
         probes: which directions to take; None for none.
 
     Returns:
@@ -376,12 +379,12 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
     check_attention(model, packing.real.shape[1])
     x = embed(lm, packing.input_ids, packing.positions)
     states, products = [x[: packing.n_examples]], []
-    turns = rotary(lm, x, packing.positions[None])
+    turns, goes_on = rotary(lm, x, packing.positions[None]), packing.following.shape[1] > 0
     rows_of = cache(lambda n_probes, cos, sin: Rows.of(packing, n_probes, cos[0, :, None], sin[0, :, None]))
     for index, (layer, turn) in enumerate(zip(layers, turns, strict=True)):
         riding = probes if probes is not None and index in probes.layers else None
         rows = rows_of(0 if riding is None else riding.n_probes, *turn)
-        last = index == len(layers) - 1
+        last = index == len(layers) - 1 and not goes_on
         arguments = (layer, Norms.of(layer, family), cap, x, rows, last, riding, index)
         with gathered(layer):
             if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
@@ -392,6 +395,6 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
         if product is not None:
             products.append(product)
     final = family.function_of(active_norm(getattr(family.decoder_of(lm), family.final)))
-    return StackedPass(
-        torch.stack(states), project(lm, final(x)), torch.stack(products) if products else None
-    )
+    logits = project(lm, final(states[-1]))
+    following = project(lm, final(x[packing.following])) if goes_on else None
+    return StackedPass(torch.stack(states), logits, following, torch.stack(products) if products else None)

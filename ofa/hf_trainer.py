@@ -5,11 +5,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ofa.adapter import load_adapter, save_adapter
 from ofa.fewshot.tasks import Task, count_truncated
+from ofa.inputs import as_texts
 from ofa.objective import OFAConfig, objective
+from ofa.packing import IGNORED
 from ofa.patch import patch_model
 from ofa.scoring import pad
 from ofa.states import token_states
@@ -20,7 +23,10 @@ LOGGED = ("cross_entropy", "step_ratio", "sharpness")
 def features(
     tokenizer: PreTrainedTokenizerBase, task: Task, rows: Sequence[dict], max_tokens: int
 ) -> list[dict]:
-    """Rows as `OFATrainer` takes them: `input_ids`, `labels` (the label word's first token), `example_ids`.
+    """Rows as `OFATrainer` takes them: `input_ids`, `labels`, `example_ids`.
+
+    `labels` is the label word's first token; or, if the task has whole words, a list of all its tokens, and
+    `input_ids` ends in all of these but the last.
 
     Args:
         tokenizer: the model's.
@@ -29,24 +35,33 @@ def features(
         max_tokens: the context's length; longer texts lose their beginning, with a warning.
 
     Raises:
+        TypeError: a text is no string.
         ValueError: an unknown label, an empty text, or colliding label words.
     """
     rows = list(rows)
     task.check_labels(rows)
-    label_ids = task.label_ids(tokenizer)
-    prompts = [task.encode(tokenizer, row["text"], max_tokens) for row in rows]
+    words = task.target_ids(tokenizer)
+    limit = max_tokens - max(map(len, words)) + 1
+    prompts = [task.encode(tokenizer, text, limit) for text in as_texts(row["text"] for row in rows)]
     count_truncated(prompts)
+    targets = [words[row["label"]] for row in rows]
     return [
-        {"input_ids": prompt.ids, "labels": label_ids[row["label"]], "example_ids": i}
-        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+        {
+            "input_ids": prompt.ids + word[:-1],
+            "labels": word if task.whole_words else word[0],
+            "example_ids": i,
+        }
+        for i, (prompt, word) in enumerate(zip(prompts, targets, strict=True))
     ]
 
 
 def collate(examples: Sequence[dict]) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` [B, longest], `labels` and `example_ids` [B]."""
+    """`input_ids` and `attention_mask` [B, longest], `labels` [B] or [B, L], and `example_ids` [B]."""
     batch = pad([list(example["input_ids"]) for example in examples], torch.device("cpu"))
-    for name in ("labels", "example_ids"):
-        batch[name] = torch.tensor([int(example[name]) for example in examples])
+    labels = [torch.atleast_1d(torch.as_tensor(example["labels"])) for example in examples]
+    labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    batch["labels"] = labels if labels.shape[1] > 1 else labels[:, 0]
+    batch["example_ids"] = torch.tensor([int(example["example_ids"]) for example in examples])
     return batch
 
 

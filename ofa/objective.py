@@ -3,16 +3,18 @@
 import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ofa_kernels
-from ofa.block import Probes, stacked_pass, why_not_stacked
+from ofa.block import Probes, StackedPass, stacked_pass, why_not_stacked
 from ofa.families import causal_lm
+from ofa.packing import IGNORED
 from ofa.paper_code import paper_code_terms
 from ofa.quantised import check_derivatives
 from ofa.sharpness import layer_sharpness
-from ofa.states import token_states
+from ofa.states import TokenStates, token_states
 from ofa.training import Schedule, check_count
 from ofa_kernels.probes import mix
 from ofa_kernels.reference import accumulation_dtype
@@ -98,20 +100,24 @@ def objective(
     Args:
         model: a causal language model of a supported family, patched.
         batch: `input_ids`, `attention_mask` [B, T], padded on either side; `labels` [B], the token ids to
-            predict; optional `example_ids` [B], which select the probes (default 0 to B-1), and `packing`
-            (see `ofa.packing.packed`).
+            predict, or [B, L], those of whole words, each followed by -100; then `input_ids` ends in the
+            word's tokens but the last, and the prediction token is the one before them. Optional
+            `example_ids` [B], which select the probes (default 0 to B-1), and `packing` (see
+            `ofa.packing.packed`).
         cfg: weights and probes.
         step: the training step; its probes are those of the seed mix(cfg.seed, step). In a CUDA graph, an
             int64 tensor of one element on the model's device, filled before each replay; then every step
             has the sharpness term.
 
     Returns:
-        Scalars in float32 (float64 for a float64 model): the loss, the mean cross-entropy over the
-        vocabulary in nats, J, and H as the mean over examples and layers 1 to T-1.
+        Scalars in float32 (float64 for a float64 model): the loss, the mean over examples of the
+        cross-entropy over the vocabulary in nats (summed over a word's tokens), J, and H as the mean over
+        examples and layers 1 to T-1.
 
     Raises:
-        ValueError: shapes don't fit, the family is not supported, a quantised layer drops derivatives, or a
-            tensor is the step of terms that depend on its value.
+        ValueError: shapes don't fit, the family is not supported, a quantised layer drops derivatives, a
+            tensor is the step of terms that depend on its value, or words have several tokens with the
+            authors' terms.
     """
     if isinstance(step, Tensor) and (cfg.terms == "paper_code" or cfg.sharpness_every != 1):
         raise ValueError(
@@ -119,6 +125,10 @@ def objective(
             f"sharpness_every={cfg.sharpness_every}; pass an int, or use 'formulas' and 1"
         )
     if cfg.terms == "paper_code":
+        if batch["labels"].dim() > 1:
+            raise ValueError(
+                "the authors' code trains on one token a label; choose other label words or terms"
+            )
         check_derivatives(model, own_layers=False)
         cross_entropy, ratio, sharp = paper_code_terms(model, batch, mix(cfg.seed, step))
         loss = cross_entropy + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
@@ -131,27 +141,33 @@ def objective(
         # the embedding's layer is noise (and left out of J too)
         layers, ids = range(1, n_layers), batch.get("example_ids")
         probes = Probes(layers, cfg.n_probes, mix(cfg.seed, step), ids)
-    z, logits, sharp = _pass(model, batch, probes)
-    logits = logits.to(accumulation_dtype(logits))
-    loss = cross_entropy = F.cross_entropy(logits, batch["labels"])
+    ran, sharp = _pass(model, batch, probes)
+    loss = cross_entropy = _cross_entropy(ran.logits, ran.following, batch["labels"])
     ratio = None
     if cfg.lambda_step != 0:
-        ratio = ofa_kernels.step_ratio(z)
+        ratio = ofa_kernels.step_ratio(ran.z)
         loss = loss + cfg.lambda_step * ratio
     if sharp is not None:
         loss = loss + cfg.lambda_sharp * cfg.sharpness_every * sharp
     return Objective(loss, cross_entropy, ratio, sharp)
 
 
+def _cross_entropy(logits: Tensor, following: Tensor | None, labels: Tensor) -> Tensor:
+    """The mean over examples of the cross-entropy of a label's tokens, summed."""
+    if following is None:
+        return F.cross_entropy(logits.to(accumulation_dtype(logits)), labels.flatten())
+    logits = torch.cat([logits[:, None], following], 1)
+    logits = logits.to(accumulation_dtype(logits)).flatten(0, 1)
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / len(labels)
+
+
 def _pass(
     model: nn.Module, batch: dict[str, Tensor], probes: Probes | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(states [T+1, B, D], logits [B, V], mean H or None), in one pass where the family's form is written."""
+) -> tuple[StackedPass | TokenStates, Tensor | None]:
+    """States and logits, and the mean H or None, in one pass where the family's form is written."""
     check_derivatives(model, own_layers=False)
     if why_not_stacked(model) is None:
         ran = stacked_pass(model, batch, probes)
-        return ran.z, ran.logits, None if probes is None else -ran.products.mean()
+        return ran, None if probes is None else -ran.products.mean()
     states = token_states(model, batch, record=probes is not None)
-    if probes is None:
-        return states.z, states.logits, None
-    return states.z, states.logits, layer_sharpness(model, states, probes).value.mean()
+    return states, None if probes is None else layer_sharpness(model, states, probes).value.mean()

@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+# what fills a label that is shorter than others, as in PyTorch's cross-entropy
+IGNORED = -100
+
 
 class _Unpack(Function):
     """[R + tail, ...] -> padded [B, S, ...], own [B, ...], tail; what stands at padding gets no gradient."""
@@ -56,13 +59,16 @@ class Packing:
     """Where the real tokens of a batch stand.
 
     R is their number and S the longest example's. Row i < B is example i's prediction token, its last real
-    one; the other rows follow example by example.
+    one but for what a label of several tokens adds; the other rows follow example by example.
 
     Attributes:
         input_ids: [R].
         positions: [R], a token's place among the real ones of its example.
         lengths: [B], real tokens.
         real: [B, S] bool.
+        seen: [B, S] bool, the places up to the prediction token.
+        following: [B, L - 1], the rows that predict a label's tokens after its first; without a label of
+            several tokens, [B, 0].
         row_of: [B, S], which row stands at a place; at padding, one of the example's own.
         place_of: [R], the inverse: the place of a row in [B * S].
     """
@@ -71,6 +77,8 @@ class Packing:
     positions: Tensor
     lengths: Tensor
     real: Tensor
+    seen: Tensor
+    following: Tensor
     row_of: Tensor
     place_of: Tensor
 
@@ -80,26 +88,37 @@ class Packing:
         return self.lengths.shape[0]
 
     @classmethod
-    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "Packing":
-        """The packing of [B, T] token ids under a mask, padded on either side.
+    def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> "Packing":
+        """The packing of [B, T] token ids under a mask, padded on either side; `labels` as in `objective`.
 
         Raises:
-            ValueError: shapes don't fit, or an example has no real token.
+            ValueError: shapes don't fit, an example has no real token, or no label's tokens at its end.
         """
-        check_batch(input_ids, attention_mask)
+        check_batch(input_ids, attention_mask, labels)
         mask = attention_mask.bool()
         lengths = mask.sum(-1)
         longest = int(lengths.max())
         example, _ = mask.nonzero(as_tuple=True)
         positions = (mask.cumsum(-1) - 1)[mask]
-        is_prediction = positions == lengths[example] - 1
+        places = label_places(mask, labels)
+        is_prediction = positions == places[example, 0]
         order = torch.cat([is_prediction.nonzero()[:, 0], (~is_prediction).nonzero()[:, 0]])
         example, positions = example[order], positions[order]
         place_of = example * longest + positions
         row_of = torch.arange(len(lengths), device=mask.device).repeat_interleave(longest)
         row_of[place_of] = torch.arange(len(order), device=mask.device)
-        real = torch.arange(longest, device=mask.device) < lengths[:, None]
-        return cls(input_ids[mask][order], positions, lengths, real, row_of.view(-1, longest), place_of)
+        row_of = row_of.view(-1, longest)
+        columns = torch.arange(longest, device=mask.device)
+        return cls(
+            input_ids[mask][order],
+            positions,
+            lengths,
+            real=columns < lengths[:, None],
+            seen=columns <= places[:, :1],
+            following=row_of.gather(1, places[:, 1:]),
+            row_of=row_of,
+            place_of=place_of,
+        )
 
     def unpack(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows at their places [B, S, ...], the prediction tokens' [B, ...], and what follows the R rows.
@@ -117,21 +136,40 @@ def packed(batch: dict[str, Tensor | Packing]) -> dict[str, Tensor | Packing]:
     """The batch with its `packing`, whose sizes depend on the data, so that a GPU has to be waited for.
 
     Once a batch has it, a step on it waits for nothing and can be captured in a CUDA graph. It is that of the
-    batch's `input_ids` and `attention_mask`: whoever changes these makes it again.
+    batch's `input_ids`, `attention_mask` and, where they hold several tokens each, `labels`: whoever changes
+    these makes it again.
 
     Raises:
-        ValueError: shapes don't fit, or an example has no real token.
+        ValueError: shapes don't fit, an example has no real token, or no label's tokens at its end.
     """
     if "packing" in batch:
         return batch
-    return {**batch, "packing": Packing.of(batch["input_ids"], batch["attention_mask"])}
+    packing = Packing.of(batch["input_ids"], batch["attention_mask"], batch.get("labels"))
+    return {**batch, "packing": packing}
 
 
-def check_batch(input_ids: Tensor, attention_mask: Tensor) -> None:
+def label_places(attention_mask: Tensor, labels: Tensor | None = None) -> Tensor:
+    """[B, L]: which of its example's real tokens predicts each token of its label; its last where L = 1.
+
+    The first is the prediction token. Where a label is shorter than L, its last place is repeated.
+    """
+    last = attention_mask.sum(-1, keepdim=True) - 1
+    if labels is None or labels.dim() == 1:
+        return last
+    n_more = (labels != IGNORED).sum(-1, keepdim=True) - 1
+    return torch.minimum(last - n_more + torch.arange(labels.shape[1], device=last.device), last)
+
+
+def columns_of(attention_mask: Tensor, places: Tensor) -> Tensor:
+    """Where the real tokens at the places [B, L] stand in a padded batch."""
+    return torch.searchsorted(attention_mask.cumsum(-1), places + 1)
+
+
+def check_batch(input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> None:
     """Refuse what is no batch.
 
     Raises:
-        ValueError: shapes don't fit, or an example has no real token.
+        ValueError: shapes don't fit, an example has no real token, or no label's tokens at its end.
     """
     if input_ids.dim() != 2 or attention_mask.shape != input_ids.shape:
         raise ValueError(
@@ -141,3 +179,14 @@ def check_batch(input_ids: Tensor, attention_mask: Tensor) -> None:
     empty = ~attention_mask.bool().any(-1)
     if empty.any():
         raise ValueError(f"example {int(empty.nonzero()[0])} of the batch has no real token")
+    if labels is None or labels.dim() == 1:
+        return
+    places = label_places(attention_mask.bool(), labels)
+    after = input_ids.gather(1, columns_of(attention_mask.bool(), places.clamp(min=0)))[:, 1:]
+    wrong = (labels[:, 0] == IGNORED) | (places[:, 0] < 0)
+    wrong |= ((after != labels[:, :-1]) & (labels[:, 1:] != IGNORED)).any(-1)
+    if wrong.any():
+        raise ValueError(
+            f"example {int(wrong.nonzero()[0])} of the batch: labels [B, L] hold a label's tokens and then "
+            f"{IGNORED}, and input_ids must end in all of these tokens but the last"
+        )

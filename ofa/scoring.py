@@ -1,7 +1,7 @@
 """Label-word scores of many texts: one shared beginning computed once, short prompts together."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ofa.families import causal_lm
 from ofa.fewshot.tasks import Task, count_truncated
+from ofa.inputs import as_texts
+from ofa.packing import IGNORED
 from ofa.states import ActivationPatch, TokenStates, token_states
 
 # what a batch may hold: its keys and values, and a mask of rows × tokens²
@@ -40,6 +42,16 @@ def pad(prompts: Sequence[list[int]], device: torch.device) -> dict[str, Tensor]
     ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts], device=device)
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=device)
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def labelled(
+    prompts: Sequence[list[int]], words: Sequence[list[int]], device: torch.device
+) -> dict[str, Tensor]:
+    """A batch whose `labels` are the words' tokens, [B] where each has one; see `ofa.objective`."""
+    batch = pad([prompt + word[:-1] for prompt, word in zip(prompts, words, strict=True)], device)
+    longest = max(map(len, words))
+    labels = torch.tensor([word + [IGNORED] * (longest - len(word)) for word in words], device=device)
+    return {**batch, "labels": labels if longest > 1 else labels[:, 0]}
 
 
 def max_tokens(model: nn.Module) -> int:
@@ -76,7 +88,7 @@ def score(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
-    texts: Sequence[str],
+    texts: Iterable[str],
     shots: Sequence[dict] = (),
     track: Callable[[Iterable], Iterable] = iter,
     prefix: tuple[list[int], TokenStates] | None = None,
@@ -91,7 +103,7 @@ def score(
         model: a causal language model of a supported family, patched or not.
         tokenizer: the model's.
         task: template and label words.
-        texts: what to classify.
+        texts: what to classify: a list, tuple, generator, array or column of a table.
         shots: demonstrations {"text", "label"} to put before every prompt.
         track: wraps the iteration over batches, for a progress bar.
         prefix: the demonstrations' tokens and what the queries see of them, where that is not all.
@@ -102,15 +114,16 @@ def score(
         cut on the left to fit the context.
 
     Raises:
+        TypeError: a single string instead of a list, or a text that is no string.
         ValueError: label words collide, a text is empty, nothing of it fits the context, or a prompt does
             not continue the prefix.
         FloatingPointError: a logit is NaN or infinite.
     """
-    label_ids = task.label_ids(tokenizer)
-    if not len(texts):
-        return Scores(torch.empty(0, len(label_ids)), 0)
+    texts, words = as_texts(texts), task.target_ids(tokenizer)
+    if not texts:
+        return Scores(torch.empty(0, len(words)), 0)
     task.check_labels(shots)
-    before, limit = task.demonstrations(shots), max_tokens(model)
+    before, limit = task.demonstrations(shots), max_tokens(model) - max(map(len, words)) + 1
     prompts = [task.encode(tokenizer, text, limit, before) for text in texts]
     n_truncated = count_truncated(prompts)
     ids = [prompt.ids for prompt in prompts]
@@ -125,7 +138,6 @@ def score(
                 "the tokenizer merges the demonstrations' end with a prompt's beginning; let the template "
                 "begin with a word"
             )
-    words = task.word_ids(tokenizer) if task.whole_words else [[i] for i in label_ids]
     result = torch.empty(len(ids), len(words))
     for rows in track(_batches([len(i) - shared for i in ids], shared)):
         log_probs = _word_log_probs(model, [ids[i][shared:] for i in rows], words, seen, patch)
@@ -145,17 +157,16 @@ def _word_log_probs(
     """[prompts, words] log-probability of each word after each prompt, its tokens one after the other."""
     device = causal_lm(model).lm_head.weight.device
 
-    def next_token(continuation: list[int]) -> Tensor:
-        batch = pad([prompt + continuation for prompt in prompts], device)
-        at = patch and replace(patch, from_end=len(continuation))
-        logits = token_states(model, batch, record=False, prefix=prefix, patch=at).logits
-        return logits.float().log_softmax(-1)
+    def states(word: list[int]) -> TokenStates:
+        batch = labelled(prompts, [word] * len(prompts), device)
+        return token_states(model, batch, record=False, prefix=prefix, patch=patch)
 
-    first = next_token([])
+    first = states(words[0][:1]).logits.float().log_softmax(-1)
     columns = []
     for word in words:
         column = first[:, word[0]]
-        for n in range(1, len(word)):
-            column = column + next_token(word[:n])[:, word[n]]
+        if len(word) > 1:
+            following = states(word).following.float().log_softmax(-1)
+            column = column + sum(following[:, i, token] for i, token in enumerate(word[1:]))
         columns.append(column)
     return torch.stack(columns, dim=1)

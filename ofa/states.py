@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from ofa.attention_functions import SOFT_CAPPED
 from ofa.ends import Rotary, attention_cap, embed, project, rotary
 from ofa.families import causal_lm, check_attention, family_of
-from ofa.packing import check_batch
+from ofa.packing import check_batch, columns_of, label_places
 
 
 @dataclass(frozen=True)
 class TokenStates:
-    """What one clean pass leaves behind, at each example's prediction token (its last real one).
+    """What one clean pass leaves behind, at each example's prediction token (see `Packing`).
 
     Attributes:
         z: [T+1, B, D], Z_0 (the embedding) to Z_T (the last layer's output before the final norm).
         logits: [B, V], the prediction token's.
+        following: [B, L - 1, V], the logits of a label's tokens after its first; None where labels have one.
         keys: per layer [B, H_kv, S, head_dim], rotated; empty unless recorded.
         values: per layer [B, H_kv, S, head_dim]; empty unless recorded.
         earlier: [B, S] bool, the positions before the prediction token that it may attend to.
@@ -31,6 +32,7 @@ class TokenStates:
 
     z: Tensor
     logits: Tensor
+    following: Tensor | None
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     earlier: Tensor
@@ -53,17 +55,15 @@ class TokenStates:
 
 @dataclass(frozen=True)
 class ActivationPatch:
-    """What stands in for a layer's output at one token of every row.
+    """What stands in for a layer's output at every row's prediction token.
 
     Attributes:
         layer: whose output, counted from 0.
         state: [D] or [B, D].
-        from_end: the token: the last real one (0), or so many before it.
     """
 
     layer: int
     state: Tensor
-    from_end: int = 0
 
 
 class _Tap:
@@ -125,7 +125,8 @@ def token_states(
 
     Args:
         model: a causal language model of a supported family, patched or not.
-        batch: `input_ids` and `attention_mask`, both [B, T], padded on either side.
+        batch: `input_ids` and `attention_mask`, both [B, T], padded on either side; `labels` where these hold
+            several tokens each (see `objective`).
         record: keep every layer's keys and values (for `sharpness`, or to serve as a prefix).
         prefix: the recorded states of one shared, unpadded beginning (B = 1) that every row continues.
         patch: what stands in for a layer's output.
@@ -139,10 +140,11 @@ def token_states(
     lm = causal_lm(model)
     layers = (family := family_of(lm)).layers_of(lm)
     input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-    check_batch(input_ids, mask)
+    check_batch(input_ids, mask, batch.get("labels"))
     n_rows, n_tokens = input_ids.shape
     rows = torch.arange(n_rows, device=input_ids.device)
-    last = last_real(mask)
+    columns = columns_of(mask, label_places(mask, batch.get("labels")))
+    last = columns[:, 0]
     n_prefix, start = (0, 0) if prefix is None else (prefix.keys[0].shape[2], prefix.n_positions)
     check_attention(model, start + n_tokens)
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + start
@@ -171,11 +173,14 @@ def token_states(
                 **tapped,
             )
             if patch is not None and i == patch.layer:
-                hidden = hidden.index_put((rows, last - patch.from_end), patch.state)
+                hidden = hidden.index_put((rows, last), patch.state)
             states.append(hidden[rows, last])
-    logits = project(lm, getattr(family.decoder_of(lm), family.final)(states[-1]))
+    final = getattr(family.decoder_of(lm), family.final)
+    logits, following = project(lm, final(states[-1])), None
+    if columns.shape[1] > 1:
+        following = project(lm, final(hidden[rows[:, None], columns[:, 1:]]))
     own = tuple(
         turn and tuple(part.expand(n_rows, -1, -1)[rows, last][:, None] for part in turn) for turn in turns
     )
     keys, values = tuple(tap.keys), tuple(tap.values)
-    return TokenStates(torch.stack(states), logits, keys, values, earlier, own, start + n_tokens)
+    return TokenStates(torch.stack(states), logits, following, keys, values, earlier, own, start + n_tokens)

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from ofa.checkpoint import Checkpoint, digest
 from ofa.families import causal_lm
 from ofa.fewshot.tasks import Task, count_truncated
+from ofa.inputs import as_texts
 from ofa.objective import OFAConfig, objective
 from ofa.patch import patch_model
-from ofa.scoring import max_tokens, pad
+from ofa.scoring import labelled, max_tokens
 from ofa.training import FitResult, train
 
 # what the activations saved for the backward pass of one part of a batch may take
@@ -54,7 +55,8 @@ def fit(
 
     The model is patched first if it isn't, stays in evaluation mode while it trains, and is adapted in
     place. A step computes no logits but the prediction tokens', no gradient but γ's, and nothing on padding.
-    A batch whose activations would take more than 4 GiB is run in parts, with the same gradient.
+    A batch whose activations would take more than 4 GiB is run in parts, with the same gradient. Where
+    the task has whole words, the loss is that of all their tokens.
 
     Args:
         model: a causal language model of a supported family.
@@ -73,6 +75,7 @@ def fit(
         were cut.
 
     Raises:
+        TypeError: a text is no string.
         ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
         NonFiniteError: the loss or the gradient is NaN or infinite; γ is that of the last good step.
         CheckpointError: the checkpoint is damaged, or of a run with other shots, settings or weights.
@@ -82,16 +85,19 @@ def fit(
     if not shots:
         raise ValueError("fit needs at least one labelled example, got none")
     task.check_labels(shots)
-    label_ids = task.label_ids(tokenizer)
-    prompts = [task.encode(tokenizer, shot["text"], max_tokens(model)) for shot in shots]
-    n_truncated, lengths = count_truncated(prompts), [len(prompt.ids) for prompt in prompts]
+    words = task.target_ids(tokenizer)
+    limit = max_tokens(model) - max(map(len, words)) + 1
+    texts = as_texts(shot["text"] for shot in shots)
+    prompts = [task.encode(tokenizer, text, limit) for text in texts]
+    targets = [words[shot["label"]] for shot in shots]
+    n_truncated = count_truncated(prompts)
+    lengths = [len(prompt.ids) + len(word) - 1 for prompt, word in zip(prompts, targets, strict=True)]
     report, lm = patch_model(model), causal_lm(model)
-    device, limit = lm.lm_head.weight.device, ACTIVATION_BYTES / _bytes_per_token(model)
+    device, at_once = lm.lm_head.weight.device, ACTIVATION_BYTES / _bytes_per_token(model)
 
     def passes(step: int, rows: list[int]) -> Iterator[tuple[float, dict[str, Tensor | None]]]:
-        for part in _parts(rows, lengths, limit):
-            batch = pad([prompts[i].ids for i in part], device)
-            batch["labels"] = torch.tensor([label_ids[shots[i]["label"]] for i in part], device=device)
+        for part in _parts(rows, lengths, at_once):
+            batch = labelled([prompts[i].ids for i in part], [targets[i] for i in part], device)
             batch["example_ids"] = torch.tensor(part, device=device)
             yield len(part) / len(rows), vars(objective(model, batch, cfg, step))
 
@@ -101,7 +107,7 @@ def fit(
         weights = [norm.module.weight for norm in report.norms]
         kept = None
         if checkpoint is not None:
-            run = digest([asdict(cfg), asdict(task), list(shots), label_ids, str(lm.dtype)], weights)
+            run = digest([asdict(cfg), asdict(task), list(shots), words, str(lm.dtype)], weights)
             kept = Checkpoint(Path(checkpoint), run)
         result = train(weights, passes, len(shots), cfg.schedule(max_steps), progress, checkpoint=kept)
     finally:

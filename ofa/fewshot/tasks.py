@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +27,16 @@ def count_truncated(prompts: Sequence[Prompt]) -> int:
     return n
 
 
+def _beginnings(words: Sequence[list[int]]) -> list[tuple[int, int]]:
+    """Pairs of different places whose first word begins the second, or equals it."""
+    return [
+        (i, j)
+        for j, long in enumerate(words)
+        for i, word in enumerate(words)
+        if i != j and long[: len(word)] == word
+    ]
+
+
 @dataclass(frozen=True)
 class Task:
     r"""Template and label words.
@@ -35,8 +45,9 @@ class Task:
         name: for tables and files.
         template: holds `{text}` once and ends where the label word follows, for example
             `"Review: {text}\nSentiment:"`. No chat template is added.
-        label_words: one word per class, in label order; their first tokens must differ.
-        whole_words: score words by all of their tokens; else by their first, on which training is done.
+        label_words: one word per class, in label order.
+        whole_words: train on and score all tokens of a word; else its first only, which must then tell the
+            words apart.
     """
 
     name: str
@@ -93,7 +104,7 @@ class Task:
                 raise ValueError(
                     f"label words {ids[token]!r} and {word!r} start with the same token "
                     f"{tokenizer.decode([token])!r}, so no score can tell them apart; "
-                    f"{self._suggestion(tokenizer, word)}"
+                    f"{self._suggestion(tokenizer, word)}, or whole_words=True"
                 )
             ids[token] = word
         return list(ids)
@@ -101,10 +112,45 @@ class Task:
     def word_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """All tokens of each label word where it follows the template.
 
+        Where one word begins another (`good`, `good one`), the shorter would always be the likelier; then
+        each word is followed by the line's end, as in demonstrations.
+
         Raises:
-            ValueError: the template's end merges with a word.
+            ValueError: two words have the same tokens, or the template's end merges with a word.
         """
-        return [self._tokens(tokenizer, word) for word in self.label_words]
+        words = [self._tokens(tokenizer, word) for word in self.label_words]
+        if _beginnings(words):
+            words = [self._tokens(tokenizer, f"{word}\n") for word in self.label_words]
+        for i, j in _beginnings(words):
+            raise ValueError(
+                f"the tokens of label word {self.label_words[i]!r} begin those of {self.label_words[j]!r}, "
+                "so no score can tell them apart; use a synonym"
+            )
+        return words
+
+    def target_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """The tokens of each label word that are trained on and scored: its first, or all of them.
+
+        Raises:
+            ValueError: these can't tell the words apart, or the template's end merges with a word.
+        """
+        if self.whole_words:
+            return self.word_ids(tokenizer)
+        return [[token] for token in self.label_ids(tokenizer)]
+
+    def told_apart(self, tokenizer: PreTrainedTokenizerBase) -> "Task":
+        """The same task, with whole words where first tokens can't tell them apart; a warning says so."""
+        first: dict[int, str] = {}
+        for word in self.label_words:
+            other = first.setdefault(self._first_token(tokenizer, word), word)
+            if other != word:
+                warnings.warn(
+                    f"label words {other!r} and {word!r} start with the same token, so words are trained "
+                    "on and scored whole, token by token",
+                    stacklevel=2,
+                )
+                return replace(self, whole_words=True)
+        return self
 
     def _first_token(self, tokenizer: PreTrainedTokenizerBase, word: str) -> int:
         return self._tokens(tokenizer, word)[0]
