@@ -27,8 +27,8 @@ def adapt_and_test(
         ValueError, FloatingPointError, KeyboardInterrupt: as `FewShotClassifier.fit`.
     """
     texts, labels = [row["text"] for row in test], [row["label"] for row in test]
-    before = classifier.score(texts, name="zero-shot").accuracy(labels) if test else None
-    words = classifier.task.label_words
+    before = classifier.label_scores(texts, name="zero-shot").accuracy(labels) if test else None
+    words = classifier.label_words
     unfinished = out / "unfinished.safetensors"
     classifier.fit([s["text"] for s in shots], [words[s["label"]] for s in shots], unfinished)
     result = classifier.result_
@@ -37,8 +37,8 @@ def adapt_and_test(
     unfinished.unlink()
     record = {"seconds_fit": result.seconds, "shots": len(shots), "n_test": len(test)}
     if test:
-        scores = classifier.score(texts, name="adapted")
-        record |= {"accuracy_zero_shot": before, "accuracy": scores.accuracy(labels)}
+        accuracy = classifier.score(texts, [words[label] for label in labels])
+        record |= {"accuracy_zero_shot": before, "accuracy": accuracy}
         counts = ", ".join(f"{labels.count(i)} {word}" for i, word in enumerate(words))
         table = Table(
             title=f"accuracy on {len(test)} rows that were not learnt from ({counts})", min_width=60

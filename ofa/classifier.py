@@ -1,125 +1,258 @@
-"""A few-shot text classifier: model, template, label words and adapter in one."""
+"""A few-shot text classifier of scikit-learn's kind: model, template, label words and adapter in one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict
 
 import numpy as np
 import torch
 from rich.progress import Progress
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa import models
 from ofa.adapter import OFA_CONFIG, load_adapter, read_config, save_adapter
 from ofa.fewshot.tasks import Task
+from ofa.inputs import as_labels, as_texts
+from ofa.labels import Classes, LabelWords
 from ofa.objective import OFAConfig
+from ofa.patch import patch_model, set_gammas
 from ofa.scoring import Scores, score
 from ofa.trainer import fit
-from ofa.training import FitResult, progress_bar
+from ofa.training import progress_bar
 
 
-class FewShotClassifier:
+class FewShotClassifier(ClassifierMixin, BaseEstimator):
     r"""Classify texts with a language model adapted on a few labelled ones.
+
+    scikit-learn's `clone`, `Pipeline`, `cross_val_score`, `GridSearchCV` and the like take it. Every `fit`
+    starts from the base model, and classifiers of one model object don't disturb each other (clones share
+    theirs): each keeps its own γ, and puts it into the model before the model is used.
 
     Args:
         model: a name, folder or hub id for `ofa.models.load`, or a loaded model (then give its tokenizer).
-        label_words: one word per class; their first tokens must differ.
+        label_words: how the model says each class. None: the labels of `fit` as strings. A mapping from
+            labels to words. A list of words: the labels of `fit` are these words; or class numbers, 0 for the
+            first word; or else the list holds a word for each label in their sorted order.
         template: holds `{text}` once, for example `"Review: {text}\nSentiment:"`.
-        config: how to adapt.
+        config: how to adapt; None is `OFAConfig()`.
         tokenizer: of a model given as an object.
         dtype: for `ofa.models.load`; None is the fastest type of this machine.
         progress: show progress bars.
+        whole_words: train on and score all tokens of the label words; False: their first alone. None: all
+            where the first can't tell the words apart, with a warning.
+        warm_start: a second `fit` goes on from the γ of the first.
 
     Attributes:
-        task: template and label words.
-        classes_: what `predict` returns: the label words, or 0, 1, … if `fit` was given numbers.
-        result_: the `FitResult` of the last `fit`.
-
-    Raises:
-        ValueError: the template has no `{text}`, or label words collide.
-        SourceError: the model can't be reached.
+        classes_: the labels, sorted; the columns of `predict_proba`.
+        task_: template and label words, in the order of `classes_`.
+        gamma_: the adapted γ, a tensor a norm.
+        result_: the `FitResult` of the last `fit`; an adapter that was loaded has none.
     """
 
     def __init__(
         self,
         model: str | nn.Module = models.SMOLLM2,
-        label_words: Sequence[str] = ("negative", "positive"),
+        label_words: LabelWords = None,
         template: str = "Text: {text}\nSentiment:",
         config: OFAConfig | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: torch.dtype | None = None,
         progress: bool = True,
+        whole_words: bool | None = None,
+        warm_start: bool = False,
     ):
-        self.task = Task("few-shot", template, label_words)
-        if isinstance(model, str):
-            self.model, self.tokenizer = models.load(model, dtype)
-        elif tokenizer is None or dtype is not None:
-            raise ValueError("a model given as an object needs its tokenizer, and keeps its own dtype")
-        else:
-            self.model, self.tokenizer = model, tokenizer
-        self.task.label_ids(self.tokenizer)
-        self.config = config or OFAConfig()
+        self.model = model
+        self.label_words = label_words
+        self.template = template
+        self.config = config
+        self.tokenizer = tokenizer
+        self.dtype = dtype
         self.progress = progress
-        self.classes_: Sequence = self.task.label_words
-        self.result_: FitResult | None = None
+        self.whole_words = whole_words
+        self.warm_start = warm_start
 
     def fit(
-        self,
-        texts: Sequence[str],
-        labels: Sequence[int | str],
-        checkpoint: str | os.PathLike | None = None,
+        self, X: Iterable[str], y: Iterable[Hashable], checkpoint: str | os.PathLike | None = None
     ) -> "FewShotClassifier":
-        """Adapt the model's γ to texts and their labels (label words or class numbers); returns itself.
+        """Adapt the model's γ to texts and their labels; returns itself.
 
-        A second call goes on from the γ of the first. With a checkpoint, a run that was stopped goes on where
-        it was; see `ofa.fit`.
+        Args:
+            X: texts: a list, tuple, generator, array or column of a table.
+            y: a label each, of any type that can be hashed; see `label_words`.
+            checkpoint: where the run is kept; one that was stopped goes on where it was, see `ofa.fit`.
 
         Raises:
-            ValueError: lengths differ, a label is unknown, or a text is empty.
+            TypeError: a single string instead of a list, or a text that is no string.
+            ValueError: lengths differ, a label is missing or unknown, a text is empty, the template has no
+                `{text}`, or label words collide.
+            SourceError: the model can't be reached.
             NonFiniteError: the loss became NaN or infinite.
         """
+        texts, labels = as_texts(X), as_labels(y)
         if len(texts) != len(labels):
             raise ValueError(
                 f"texts and labels must have the same length, got {len(texts)} and {len(labels)}"
             )
-        by_word = all(isinstance(label, str) for label in labels)
-        classes = self.task.label_words if by_word else tuple(range(len(self.task.label_words)))
-        unknown = [label for label in labels if label not in classes]
-        if unknown:
-            raise ValueError(f"unknown label {unknown[0]!r}; known are {', '.join(map(repr, classes))}")
-        shots = [{"text": t, "label": classes.index(y)} for t, y in zip(texts, labels, strict=True)]
-        self.result_ = fit(
-            self.model, self.tokenizer, self.task, shots, self.config, self.progress, checkpoint=checkpoint
-        )
-        self.classes_ = classes
+        if not texts:
+            raise ValueError("fit needs at least one labelled example, got none")
+        classes = Classes.of(labels, self.label_words)
+        task = self._task(classes.words)
+        shots = [{"text": t, "label": n} for t, n in zip(texts, classes.numbers(labels), strict=True)]
+        model, tokenizer = self._loaded()
+        set_gammas(model, getattr(self, "gamma_", None) if self.warm_start else None)
+        result = fit(model, tokenizer, task, shots, self.config, self.progress, checkpoint=checkpoint)
+        self._keep(task, classes)
+        self.result_ = result
         return self
 
-    def score(self, texts: Sequence[str], shots: Sequence[dict] = (), name: str = "scoring") -> Scores:
-        """Label-word scores, optionally with demonstrations in context; see `ofa.scoring.score`."""
+    def label_scores(self, texts: Iterable[str], shots: Sequence[dict] = (), name: str = "scoring") -> Scores:
+        """Label-word scores, optionally with demonstrations in context; see `ofa.scoring.score`.
+
+        Before `fit` these are the base model's, for the words of `label_words` in the order given.
+
+        Raises:
+            NotFittedError: neither fitted nor given label words.
+            TypeError: a single string instead of a list, or a text that is no string.
+        """
+        texts = as_texts(texts)
+        if hasattr(self, "task_"):
+            task = self.task_
+        elif self.label_words is None:
+            raise NotFittedError("the label words are not known yet: call fit, or give label_words")
+        else:
+            words = self.label_words
+            if isinstance(words, Mapping):
+                words = Classes.of((), words).words
+            task = self._task(words)
         with progress_bar(self.progress) as bar:
-            return score(self.model, self.tokenizer, self.task, texts, shots, tracker(bar, name))
+            return score(self.model_, self.tokenizer_, task, texts, shots, tracker(bar, name))
 
-    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
-        """[texts, classes] probabilities over the label words, in the order of `classes_`."""
-        return self.score(texts).log_probs.exp().numpy()
+    def predict_proba(self, X: Iterable[str]) -> np.ndarray:
+        """[texts, classes] probabilities over the label words, in the order of `classes_`.
 
-    def predict(self, texts: Sequence[str]) -> np.ndarray:
-        """[texts] entries of `classes_`."""
-        return np.asarray(self.classes_)[self.score(texts).predictions.numpy()]
+        Raises:
+            NotFittedError: there was no `fit`.
+            TypeError: a single string instead of a list, or a text that is no string.
+        """
+        check_is_fitted(self)
+        return self.label_scores(X).log_probs.exp().numpy()
+
+    def predict(self, X: Iterable[str]) -> np.ndarray:
+        """[texts] entries of `classes_`; raises as `predict_proba`."""
+        check_is_fitted(self)
+        return self.classes_[self.label_scores(X).predictions.numpy()]
+
+    def score(
+        self, X: Iterable[str], y: Iterable[Hashable], sample_weight: Sequence[float] | None = None
+    ) -> float:
+        """The share of texts whose label is predicted, weighted if asked; raises as `predict_proba`."""
+        check_is_fitted(self)
+        truth = Classes(tuple(self.classes_.tolist()), self.task_.label_words).numbers(as_labels(y))
+        found = self.label_scores(X).predictions.numpy()
+        return accuracy_score(truth, found, sample_weight=sample_weight)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write an adapter that `ofa.load(path)` makes this classifier of again."""
+        """Write an adapter that `ofa.load(path)` makes this classifier of again.
+
+        Raises:
+            NotFittedError: there was no `fit`.
+            ValueError: JSON can't hold the labels.
+        """
+        check_is_fitted(self)
         metadata = {
-            "task": asdict(self.task),
-            "config": asdict(self.config),
-            "labels": "words" if self.classes_ == self.task.label_words else "numbers",
+            "task": asdict(self.task_),
+            "config": asdict(self.config or OFAConfig()),
+            "labels": _record_of(self.classes_.tolist(), self.task_.label_words),
         }
-        save_adapter(self.model, path, metadata)
+        save_adapter(self.model_, path, metadata)
+
+    @property
+    def model_(self) -> nn.Module:
+        """The loaded model, with this classifier's γ in it; before `fit`, the base model's."""
+        model, _ = self._loaded()
+        set_gammas(model, getattr(self, "gamma_", None))
+        return model
+
+    @property
+    def tokenizer_(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._loaded()[1]
+
+    def _loaded(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        if not isinstance(self.model, str):
+            if self.tokenizer is None or self.dtype is not None:
+                raise ValueError("a model given as an object needs its tokenizer, and keeps its own dtype")
+            return self.model, self.tokenizer
+        memory, key = self.__dict__.setdefault("_memory", {}), (self.model, self.dtype)
+        if key not in memory:
+            memory.clear()
+            memory[key] = models.load(*key)
+        return memory[key]
+
+    def _task(self, words: Sequence[str]) -> Task:
+        """The task of these label words, which can be told apart."""
+        task = Task("few-shot", self.template, words, bool(self.whole_words))
+        if self.whole_words is None:
+            task = task.told_apart(self.tokenizer_)
+        return task
+
+    def _keep(self, task: Task, classes: Classes) -> None:
+        """Be fitted: with the model's present γ."""
+        norms = patch_model(self._loaded()[0]).norms
+        self.gamma_ = [norm.module.weight.detach().clone() for norm in norms]
+        self.task_, self.classes_ = task, classes.array()
+
+    def __sklearn_clone__(self) -> "FewShotClassifier":
+        # copies of a model would fill the memory, and since each classifier keeps its own γ, one will do
+        bare = copy(self)
+        bare.model = bare.tokenizer = None
+        cloned = super(FewShotClassifier, bare).__sklearn_clone__()
+        cloned.model, cloned.tokenizer = self.model, self.tokenizer
+        cloned._memory = self.__dict__.setdefault("_memory", {})
+        return cloned
+
+    def __getstate__(self) -> dict:
+        # a model that has a name is loaded again where it is needed
+        return {name: value for name, value in super().__getstate__().items() if name != "_memory"}
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+
+def _record_of(labels: list[Hashable], words: Sequence[str]) -> str | list:
+    """Labels as an adapter's JSON holds them."""
+    if labels == list(words):
+        return "words"
+    if [*map(repr, labels)] == [*map(repr, range(len(words)))]:
+        return "numbers"
+    for label in labels:
+        if type(label) not in (bool, int, float, str):
+            raise ValueError(
+                f"the label {label!r} is a {type(label).__name__}, which an adapter's JSON can't hold; fit "
+                "with strings, numbers or booleans, or save γ alone: ofa.save_adapter(model_, path)"
+            )
+    return labels
+
+
+def _classes_of(record: str | list, words: Sequence[str]) -> Classes:
+    """The inverse of `_record_of`."""
+    labels = {"words": words, "numbers": range(len(words))}[record] if isinstance(record, str) else record
+    if len(labels) != len(words):
+        raise TypeError(f"{len(labels)} labels for {len(words)} words")
+    return Classes(tuple(labels), tuple(words))
 
 
 def load(path: str | os.PathLike, model: str | None = None, progress: bool = True) -> FewShotClassifier:
-    """The classifier of an adapter folder: its model, γ, template and label words.
+    """The fitted classifier of an adapter folder: its model, γ, template, label words and classes.
 
     Args:
         path: what `FewShotClassifier.save` or `ofa adapt` wrote.
@@ -138,19 +271,23 @@ def load(path: str | os.PathLike, model: str | None = None, progress: bool = Tru
             "of ofa adapt or FewShotClassifier.save, or use ofa.load_adapter(model, path)"
         )
     try:
-        task, recorded, config = record["task"], record["model"], OFAConfig(**record["config"])
-        words, template, labels = task["label_words"], task["template"], record["labels"]
+        recorded, config, task = record["model"], OFAConfig(**record["config"]), Task(**record["task"])
         name, dtype = model or recorded["name"], getattr(torch, recorded["dtype"])
+        classes = _classes_of(record["labels"], task.label_words)
+        words = task.label_words
+        if not isinstance(record["labels"], str):
+            words = dict(zip(classes.labels, words, strict=True))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {OFA_CONFIG} is damaged: {error!r}") from None
     if not name:
         raise ValueError(
             f"{path} was made of a model without a name; say where it is: ofa.load(path, model=…)"
         )
-    classifier = FewShotClassifier(name, words, template, config, dtype=dtype, progress=progress)
-    load_adapter(classifier.model, path)
-    if labels == "numbers":
-        classifier.classes_ = tuple(range(len(classifier.task.label_words)))
+    classifier = FewShotClassifier(
+        name, words, task.template, config, dtype=dtype, progress=progress, whole_words=task.whole_words
+    )
+    load_adapter(classifier._loaded()[0], path)
+    classifier._keep(task, classes)
     return classifier
 
 

@@ -181,8 +181,8 @@ def predict(
         if not texts:
             raise ValueError("nothing to classify: give texts, or a file with --file")
         classifier = ofa.load(adapter, model)
-        scores = classifier.score(texts)
-    words = classifier.task.label_words
+        scores = classifier.label_scores(texts)
+    words = classifier.task_.label_words
     rows = [
         (text, words[label], *(f"{p:.4f}" for p in row))
         for text, label, row in zip(
@@ -213,7 +213,7 @@ def export(
 
         _check_folder(out)
         classifier = ofa.load(adapter, model)
-        ofa.export_merged(classifier.model, classifier.tokenizer, out)
+        ofa.export_merged(classifier.model_, classifier.tokenizer_, out)
     console.print(f"written to {out}: load it with transformers or any server that takes its folders")
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from sklearn.base import clone
 
 from ofa import models
 from ofa.classifier import FewShotClassifier
 from ofa.fewshot.protocol import draw_shots
 from ofa.fewshot.tweets import TASK, load_tweets, split_tweets
 from ofa.objective import OFAConfig
-from ofa.patch import patch_model
 from ofa.scoring import Scores
 
 SHOTS = 5
@@ -65,30 +65,28 @@ def run_demo(out: Path, model: str = models.SMOLLM2) -> None:
     begin = time.perf_counter()
     test, pool = split_tweets(load_tweets())
     texts, labels = [row["text"] for row in test], [row["label"] for row in test]
-    classifier = FewShotClassifier(model, TASK.label_words, TASK.template)
-    source, dtype = models.source_of(classifier.model), classifier.model.dtype
+    base = FewShotClassifier(model, TASK.label_words, TASK.template)
+    source, dtype = models.source_of(base.model_), base.model_.dtype
     console.print(f"model: {source.name} ({source.origin}), {str(dtype).removeprefix('torch.')}")
     console.print(
         f"{SHOTS} tweets per class to learn from, {len(test)} others to test on; "
         f"ready after {time.perf_counter() - begin:.0f} s"
     )
-    scores, seconds = _timed(classifier.score, texts, (), ZERO_SHOT)
+    scores, seconds = _timed(base.label_scores, texts, (), ZERO_SHOT)
     cells = [_cell(ZERO_SHOT, seed, scores, labels, seconds_fit=0, seconds_eval=seconds) for seed in SEEDS]
     for seed in SEEDS:
         shots, _ = draw_shots(pool, SHOTS, seed, TASK.label_words)
-        scores, seconds = _timed(classifier.score, texts, shots, f"seed {seed}: {ICL}")
+        scores, seconds = _timed(base.label_scores, texts, shots, f"seed {seed}: {ICL}")
         cells.append(_cell(ICL, seed, scores, labels, seconds_fit=0, seconds_eval=seconds))
         for method, config in CONFIGS.items():
-            classifier.config = replace(config, seed=seed)
-            classifier.fit([s["text"] for s in shots], [s["label"] for s in shots])
-            scores, seconds = _timed(classifier.score, texts, (), f"seed {seed}: {method}")
+            classifier = clone(base).set_params(config=replace(config, seed=seed))
+            classifier.fit([s["text"] for s in shots], [TASK.label_words[s["label"]] for s in shots])
+            scores, seconds = _timed(classifier.label_scores, texts, (), f"seed {seed}: {method}")
             fitted = {"seconds_fit": classifier.result_.seconds, "seconds_eval": seconds}
             cells.append(_cell(method, seed, scores, labels, **fitted))
             if method == OFA and seed == SEEDS[0]:
-                classifier.classes_ = TASK.label_words
                 classifier.save(out)
-                examples = classifier.score(EXAMPLES, (), "examples").log_probs.exp()
-            patch_model(classifier.model).undo()
+                examples = classifier.label_scores(EXAMPLES, (), "examples").log_probs.exp()
     record = {"model": source.name, "model_source": asdict(source), "dtype": str(dtype)}
     with (out / "results.jsonl").open("w") as file:
         file.writelines(json.dumps({**cell, **record}) + "\n" for cell in cells)

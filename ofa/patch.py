@@ -1,12 +1,12 @@
 """Swap the kernels into a model, free its norm weights γ and freeze everything else; reversibly."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import MethodType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ofa.families import Family, causal_lm, family_of
 from ofa.quantised import allow_packing, keep_unpacked
@@ -130,6 +130,23 @@ def named_norms(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
             yield f"{family.layers}.{i}.{name}", family.role(name), active_norm(getattr(layer, name))
     decoder = family.decoder_of(lm)
     yield family.final, family.role(family.final), active_norm(getattr(decoder, family.final))
+
+
+def set_gammas(model: nn.Module, gammas: Sequence[Tensor] | None = None) -> None:
+    """Put γ into a model, in the order of its norms.
+
+    Args:
+        model: a model of a supported family; patched if it isn't.
+        gammas: a tensor a norm. None: those of the base model, which is left alone if it isn't patched.
+    """
+    if gammas is None and "_ofa_patch" not in family_of(model).decoder_of(causal_lm(model)).__dict__:
+        return
+    norms = patch_model(model).norms
+    if gammas is None:
+        gammas = [norm.original_weight for norm in norms]
+    with torch.no_grad():
+        for norm, gamma in zip(norms, gammas, strict=True):
+            norm.module.weight.copy_(gamma)
 
 
 def patch_model(model: nn.Module) -> PatchReport:

@@ -65,4 +65,4 @@ def test_the_command(tmp_path, model_folder, shots):
     done = CliRunner().invoke(app, ["export", str(tmp_path / "adapter"), str(tmp_path / "plain")])
     assert done.exit_code == 0, done.output
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
-    torch.testing.assert_close(logits(plain), logits(classifier.model), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(plain), logits(classifier.model_), rtol=1e-4, atol=1e-4)

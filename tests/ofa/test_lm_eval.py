@@ -70,9 +70,9 @@ def test_it_predicts_what_we_predict(base, evaluate, tmp_path, words, whole):
     classifier = ofa.FewShotClassifier(base, words, TEMPLATE, config, dtype=torch.float32, progress=False)
     classifier.fit(TEXTS, LABELS)
     classifier.save(tmp_path / "adapter")
-    ofa.export_merged(classifier.model, classifier.tokenizer, tmp_path / "merged")
-    task = replace(classifier.task, whole_words=whole)
-    ours = score(classifier.model, classifier.tokenizer, task, QUERIES)
+    ofa.export_merged(classifier.model_, classifier.tokenizer_, tmp_path / "merged")
+    task = replace(classifier.task_, whole_words=whole)
+    ours = score(classifier.model_, classifier.tokenizer_, task, QUERIES)
     assert whole or ours.predictions.tolist() == classifier.predict(QUERIES).tolist()
     assert set(ours.predictions.tolist()) == {0, 1} and 0 < ours.accuracy(ANSWERS) < 1
 
