@@ -1,8 +1,10 @@
 """The model families: where each keeps its norms and layers, by role and not by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -125,6 +127,21 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
             "use transformers 5.24 or later"
         )
     return inner
+
+
+def without_autocast(function: Callable) -> Callable:
+    """A function of a model, run in the model's own type also under autocast.
+
+    Autocast casts what goes into linear layers and not what goes around them, and tangents and sums need one
+    type.
+    """
+
+    @wraps(function)
+    def run(model: nn.Module, *args, **kwargs):
+        with torch.autocast(causal_lm(model).lm_head.weight.device.type, enabled=False):
+            return function(model, *args, **kwargs)
+
+    return run
 
 
 def family_of(model: nn.Module) -> Family:

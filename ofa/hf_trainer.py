@@ -77,14 +77,23 @@ class OFATrainer(Trainer):
         ofa_config: weights and probes; learning rate, epochs and batch size are those of `args`. The probes
             of a step are those of the seed mix(ofa_config.seed, step).
         kwargs: as for `Trainer`.
+
+    Raises:
+        ValueError: `args` ask for autocast (`bf16`, `fp16`), under which the loss is not computed.
     """
 
     def __init__(
         self, model: nn.Module, args: TrainingArguments, ofa_config: OFAConfig | None = None, **kwargs
     ):
-        patch_model(model)
         args.remove_unused_columns = False  # example_ids is no argument of the model's
         super().__init__(model, args, **{"data_collator": collate, **kwargs})
+        if self.accelerator.mixed_precision != "no":
+            raise ValueError(
+                f"{self.accelerator.mixed_precision}=True asks for autocast, and the loss is computed in the "
+                "model's own type; leave it out, and load the model in bfloat16 "
+                "(ofa.models.load(name, torch.bfloat16)): γ stays in float32"
+            )
+        patch_model(model)
         self.ofa_config = ofa_config or OFAConfig()
         self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = False  # the loss is a batch's mean
         self._terms: dict[str, list[float]] = {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import ofa_kernels
 from ofa.block import Probes, StackedPass, stacked_pass, why_not_stacked
-from ofa.families import causal_lm
+from ofa.families import causal_lm, without_autocast
 from ofa.packing import IGNORED
 from ofa.paper_code import paper_code_terms
 from ofa.quantised import check_derivatives
@@ -92,10 +92,14 @@ class Objective:
     sharpness: Tensor | None
 
 
+@without_autocast
 def objective(
     model: nn.Module, batch: dict[str, Tensor], cfg: OFAConfig, step: int | Tensor = 0
 ) -> Objective:
     """CE + λ_J J + λ_H H at the prediction tokens (OFA, sections 1 and 2).
+
+    Autocast is off inside: the model's own type decides. Load it in bfloat16 to compute in bfloat16. Call
+    `backward` outside of autocast, as PyTorch asks.
 
     Args:
         model: a causal language model of a supported family, patched.

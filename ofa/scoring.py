@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ofa.families import causal_lm
+from ofa.families import causal_lm, without_autocast
 from ofa.fewshot.tasks import Task, count_truncated
 from ofa.inputs import as_texts
 from ofa.packing import IGNORED
@@ -84,6 +84,7 @@ def _batches(lengths: Sequence[int], shared: int) -> list[list[int]]:
 
 
 @torch.no_grad()
+@without_autocast
 def score(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 import ofa_kernels
 from ofa.attention_functions import ONE_QUERY
 from ofa.block import Probes, stacked_pass, why_not_stacked
-from ofa.families import causal_lm, decoder_layers, dropout_is_on, family_of
+from ofa.families import causal_lm, decoder_layers, dropout_is_on, family_of, without_autocast
 from ofa.patch import active_norm
 from ofa.quantised import check_derivatives
 from ofa.states import TokenStates, attention_implementation, cache_argument, token_states
@@ -97,6 +97,7 @@ def layer_sharpness(
     return Sharpness.of(estimates)
 
 
+@without_autocast
 def sharpness(
     model: nn.Module,
     batch: dict[str, Tensor],
@@ -109,13 +110,14 @@ def sharpness(
 
     f_t(Z) = layer_t(Z) - Z and P_t = γ_t / σ(Z_t), γ_t of the norm between attention and MLP. Hutchinson
     probes perturb the prediction token only: attention is causal, so no other token's state bears on the
-    trace. Gradients flow as usual; wrap in `torch.no_grad()` to measure only.
+    trace. Gradients flow as usual; wrap in `torch.no_grad()` to measure only. Autocast is off inside: the
+    model's own type decides.
 
     Args:
         model: a causal language model of a supported family. For float64 truth patch it first: the unpatched
             norm computes in float32.
-        batch: `input_ids`, `attention_mask` [B, T], padded on either side; optional `example_ids` [B], which
-            select the probes (default 0 to B-1).
+        batch: `input_ids`, `attention_mask` [B, T], padded on either side; optional `labels`, as in
+            `objective`, and `example_ids` [B], which select the probes (default 0 to B-1).
         n_probes: probes a layer and example.
         seed: the probes' seed, 0 to 2^64 - 1.
         method: `"jvp"` (exact directional derivatives) or `"fd"` (one-sided differences, to cross-check).

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa.checkpoint import Checkpoint, digest
-from ofa.families import causal_lm
+from ofa.families import causal_lm, without_autocast
 from ofa.fewshot.tasks import Task, count_truncated
 from ofa.inputs import as_texts
 from ofa.objective import OFAConfig, objective
@@ -41,6 +41,7 @@ def _parts(rows: list[int], lengths: Sequence[int], limit: float) -> Iterator[li
     yield part
 
 
+@without_autocast
 def fit(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,

@@ -142,5 +142,20 @@ def test_two_processes_end_with_the_weights_of_one(rows, tmp_path, free_port):
                 assert (found - gammas(one)).abs().max() <= 1e-6 * gammas(one).abs().max()
 
 
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_mixed_precision_is_refused_with_what_to_do(rows, tmp_path, kind):
+    model = build_llama(torch.float32)
+    with pytest.raises(ValueError, match=f"{kind}=True asks for autocast.*load the model in bfloat16"):
+        trainer(rows, tmp_path, model=model, **{kind: True})
+    assert all(p.requires_grad for p in model.parameters()), "the model was patched"
+
+
+def test_a_model_in_bfloat16_trains_in_it(rows, tmp_path):
+    runner = trainer(rows, tmp_path, torch.bfloat16, max_steps=2)
+    before = gammas(runner)
+    runner.train()
+    assert gammas(runner).dtype == torch.float32 and not torch.equal(gammas(runner), before)
+
+
 def test_it_is_a_trainer():
     assert issubclass(ofa.OFATrainer, Trainer)
