@@ -12,10 +12,10 @@ from ofa.adapter import load_adapter, save_adapter
 from ofa.fewshot.tasks import Task, count_truncated
 from ofa.inputs import as_texts
 from ofa.objective import OFAConfig, objective
-from ofa.packing import IGNORED
 from ofa.patch import patch_model
 from ofa.scoring import pad
 from ofa.states import token_states
+from ofa.words import IGNORED
 
 LOGGED = ("cross_entropy", "step_ratio", "sharpness")
 

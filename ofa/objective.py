@@ -3,21 +3,18 @@
 import math
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ofa_kernels
 from ofa.block import Probes, StackedPass, stacked_pass, why_not_stacked
 from ofa.families import causal_lm, without_autocast
-from ofa.packing import IGNORED
 from ofa.paper_code import paper_code_terms
 from ofa.quantised import check_derivatives
 from ofa.sharpness import layer_sharpness
 from ofa.states import TokenStates, token_states
 from ofa.training import Schedule, check_count
+from ofa.words import cross_entropy
 from ofa_kernels.probes import mix
-from ofa_kernels.reference import accumulation_dtype
 
 TERMS = ("formulas", "paper_code")
 
@@ -119,9 +116,8 @@ def objective(
         examples and layers 1 to T-1.
 
     Raises:
-        ValueError: shapes don't fit, the family is not supported, a quantised layer drops derivatives, a
-            tensor is the step of terms that depend on its value, or words have several tokens with the
-            authors' terms.
+        ValueError: shapes don't fit, the family is not supported, a quantised layer drops derivatives, or a
+            tensor is the step of terms that depend on its value.
     """
     if isinstance(step, Tensor) and (cfg.terms == "paper_code" or cfg.sharpness_every != 1):
         raise ValueError(
@@ -129,14 +125,10 @@ def objective(
             f"sharpness_every={cfg.sharpness_every}; pass an int, or use 'formulas' and 1"
         )
     if cfg.terms == "paper_code":
-        if batch["labels"].dim() > 1:
-            raise ValueError(
-                "the authors' code trains on one token a label; choose other label words or terms"
-            )
         check_derivatives(model, own_layers=False)
-        cross_entropy, ratio, sharp = paper_code_terms(model, batch, mix(cfg.seed, step))
-        loss = cross_entropy + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
-        return Objective(loss, cross_entropy, ratio, sharp)
+        nll, ratio, sharp = paper_code_terms(model, batch, mix(cfg.seed, step))
+        loss = nll + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
+        return Objective(loss, nll, ratio, sharp)
     probes = None
     if cfg.lambda_sharp != 0 and (cfg.sharpness_every == 1 or step % cfg.sharpness_every == 0):
         n_layers = causal_lm(model).config.num_hidden_layers
@@ -146,23 +138,14 @@ def objective(
         layers, ids = range(1, n_layers), batch.get("example_ids")
         probes = Probes(layers, cfg.n_probes, mix(cfg.seed, step), ids)
     ran, sharp = _pass(model, batch, probes)
-    loss = cross_entropy = _cross_entropy(ran.logits, ran.following, batch["labels"])
+    loss = nll = cross_entropy(ran.logits, ran.following, batch["labels"])
     ratio = None
     if cfg.lambda_step != 0:
         ratio = ofa_kernels.step_ratio(ran.z)
         loss = loss + cfg.lambda_step * ratio
     if sharp is not None:
         loss = loss + cfg.lambda_sharp * cfg.sharpness_every * sharp
-    return Objective(loss, cross_entropy, ratio, sharp)
-
-
-def _cross_entropy(logits: Tensor, following: Tensor | None, labels: Tensor) -> Tensor:
-    """The mean over examples of the cross-entropy of a label's tokens, summed."""
-    if following is None:
-        return F.cross_entropy(logits.to(accumulation_dtype(logits)), labels.flatten())
-    logits = torch.cat([logits[:, None], following], 1)
-    logits = logits.to(accumulation_dtype(logits)).flatten(0, 1)
-    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / len(labels)
+    return Objective(loss, nll, ratio, sharp)
 
 
 def _pass(

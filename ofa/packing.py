@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# what fills a label that is shorter than others, as in PyTorch's cross-entropy
-IGNORED = -100
+from ofa.words import check_labels, label_places
 
 
 class _Unpack(Function):
@@ -148,23 +147,6 @@ def packed(batch: dict[str, Tensor | Packing]) -> dict[str, Tensor | Packing]:
     return {**batch, "packing": packing}
 
 
-def label_places(attention_mask: Tensor, labels: Tensor | None = None) -> Tensor:
-    """[B, L]: which of its example's real tokens predicts each token of its label; its last where L = 1.
-
-    The first is the prediction token. Where a label is shorter than L, its last place is repeated.
-    """
-    last = attention_mask.sum(-1, keepdim=True) - 1
-    if labels is None or labels.dim() == 1:
-        return last
-    n_more = (labels != IGNORED).sum(-1, keepdim=True) - 1
-    return torch.minimum(last - n_more + torch.arange(labels.shape[1], device=last.device), last)
-
-
-def columns_of(attention_mask: Tensor, places: Tensor) -> Tensor:
-    """Where the real tokens at the places [B, L] stand in a padded batch."""
-    return torch.searchsorted(attention_mask.cumsum(-1), places + 1)
-
-
 def check_batch(input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> None:
     """Refuse what is no batch.
 
@@ -179,14 +161,4 @@ def check_batch(input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None
     empty = ~attention_mask.bool().any(-1)
     if empty.any():
         raise ValueError(f"example {int(empty.nonzero()[0])} of the batch has no real token")
-    if labels is None or labels.dim() == 1:
-        return
-    places = label_places(attention_mask.bool(), labels)
-    after = input_ids.gather(1, columns_of(attention_mask.bool(), places.clamp(min=0)))[:, 1:]
-    wrong = (labels[:, 0] == IGNORED) | (places[:, 0] < 0)
-    wrong |= ((after != labels[:, :-1]) & (labels[:, 1:] != IGNORED)).any(-1)
-    if wrong.any():
-        raise ValueError(
-            f"example {int(wrong.nonzero()[0])} of the batch: labels [B, L] hold a label's tokens and then "
-            f"{IGNORED}, and input_ids must end in all of these tokens but the last"
-        )
+    check_labels(input_ids, attention_mask.bool(), labels)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.families import causal_lm, family_of
+from ofa.packing import check_batch
 from ofa.patch import patch_model
-from ofa.states import last_real
+from ofa.words import columns_of, cross_entropy, label_places
 from ofa_kernels.reference import accumulation_dtype
 
 EPS = 1e-3
@@ -51,17 +52,21 @@ def paper_code_terms(model: nn.Module, batch: dict[str, Tensor], seed: int) -> t
 
     Args:
         model: a causal language model of a supported family, patched.
-        batch: `input_ids`, `attention_mask` [B, T], `labels` [B].
+        batch: `input_ids`, `attention_mask` [B, T], `labels` [B] or [B, L], as in `objective`.
         seed: of the noise.
     """
     lm = causal_lm(model)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    last = last_real(batch["attention_mask"].bool())
+    mask, labels = batch["attention_mask"].bool(), batch["labels"]
+    check_batch(batch["input_ids"], mask, labels)
+    columns = columns_of(mask, label_places(mask, labels))
+    last = columns[:, 0]
     rows = torch.arange(len(last), device=last.device)
 
     out = lm(**inputs, output_hidden_states=True)
     dtype = accumulation_dtype(out.logits)
-    cross_entropy = F.cross_entropy(out.logits[rows, last].to(dtype), batch["labels"])
+    following = out.logits[rows[:, None], columns[:, 1:]] if columns.shape[1] > 1 else None
+    nll = cross_entropy(out.logits[rows, last], following, labels)
     states = [h[rows, last].to(dtype) for h in out.hidden_states]
     ratio = sum(
         F.mse_loss(states[t], states[t + 1]) / F.mse_loss(states[t], states[t - 1])
@@ -84,4 +89,4 @@ def paper_code_terms(model: nn.Module, batch: dict[str, Tensor], seed: int) -> t
         difference = (noisy[i + 1] - noisy[i]) - (states[i + 1] - states[i])
         # (eps n) · D / eps
         sharp.append(F.softplus(-noises[i][rows, last] @ difference.T).mean())
-    return cross_entropy, ratio, torch.stack(sharp).mean()
+    return nll, ratio, torch.stack(sharp).mean()

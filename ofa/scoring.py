@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from ofa.families import causal_lm, without_autocast
 from ofa.fewshot.tasks import Task, count_truncated
 from ofa.inputs import as_texts
-from ofa.packing import IGNORED
 from ofa.states import ActivationPatch, TokenStates, token_states
+from ofa.words import IGNORED
 
 # what a batch may hold: its keys and values, and a mask of rows × tokens²
 ROWS_PER_BATCH = 32

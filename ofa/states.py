@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ofa.attention_functions import SOFT_CAPPED
 from ofa.ends import Rotary, attention_cap, embed, project, rotary
 from ofa.families import causal_lm, check_attention, family_of
-from ofa.packing import check_batch, columns_of, label_places
+from ofa.packing import check_batch
+from ofa.words import columns_of, label_places
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,6 @@ def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
-
-
-def last_real(attention_mask: Tensor) -> Tensor:
-    """[B] index of the last real token, for either padding side."""
-    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (attention_mask * positions).argmax(-1)
 
 
 def token_states(

@@ -219,7 +219,7 @@ def run(options: Comparison, console: Console | None = None) -> None:
     source, dtype = models.source_of(model), model.dtype
     planned = plan(pools, options.methods, options.protocols, options.seeds, source, dtype, options.max_steps)
     for pool in pools:
-        pool.task.label_ids(tokenizer)  # colliding label words are refused before hours of work
+        pool.task.target_ids(tokenizer)  # colliding label words are refused before hours of work
     console.print(
         f"model: {source.name} ({source.origin}), {str(dtype).removeprefix('torch.')}; {len(planned)} cells, "
         f"results in {options.out}",

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ofa import patch_model
-from ofa.states import ActivationPatch, attention_implementation, last_real, token_states
+from ofa.states import ActivationPatch, attention_implementation, token_states
 from tests.ofa.conftest import build_llama, make_batch, one_row
 
 
@@ -93,8 +93,3 @@ def test_bad_batches_are_refused(llama):
     batch["attention_mask"][1] = 0
     with pytest.raises(ValueError, match=r"example 1 .* no real token"):
         token_states(llama, batch)
-
-
-def test_last_real_token():
-    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]])
-    assert last_real(mask).tolist() == [1, 3, 3, 0]

@@ -6,17 +6,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 
 from ofa.families import causal_lm
 from ofa.fewshot.methods.base import Fitted, Setting
 from ofa.fewshot.tasks import count_truncated
-from ofa.scoring import max_tokens, pad
+from ofa.scoring import labelled, max_tokens
 from ofa.states import token_states
 from ofa.training import Schedule, train
-from ofa_kernels.reference import accumulation_dtype
+from ofa.words import cross_entropy
 
 
 @contextmanager
@@ -41,7 +40,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: Schedule) -> int:
-    """Minimise the shots' cross-entropy over the vocabulary at the prediction tokens.
+    """Minimise the shots' cross-entropy over the vocabulary, on the words' tokens that the task scores.
 
     Args:
         setting: whose model already computes with the weights; its seed and `max_steps` replace the
@@ -60,15 +59,17 @@ def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: 
     if not shots:
         raise ValueError("training needs at least one labelled example, got none")
     task.check_labels(shots)
-    lm, label_ids = causal_lm(model), task.label_ids(tokenizer)
-    prompts = [task.encode(tokenizer, shot["text"], max_tokens(model)) for shot in shots]
+    lm, words = causal_lm(model), task.target_ids(tokenizer)
+    limit = max_tokens(model) - max(map(len, words)) + 1
+    prompts = [task.encode(tokenizer, shot["text"], limit) for shot in shots]
     count_truncated(prompts)
     device = lm.lm_head.weight.device
 
     def passes(_: int, rows: list[int]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-        logits = token_states(model, pad([prompts[i].ids for i in rows], device), record=False).logits
-        labels = torch.tensor([label_ids[shots[i]["label"]] for i in rows], device=device)
-        yield 1, {"loss": F.cross_entropy(logits.to(accumulation_dtype(logits)), labels)}
+        targets = [words[shots[i]["label"]] for i in rows]
+        batch = labelled([prompts[i].ids for i in rows], targets, device)
+        states = token_states(model, batch, record=False)
+        yield 1, {"loss": cross_entropy(states.logits, states.following, batch["labels"])}
 
     schedule = replace(schedule, seed=setting.seed, max_steps=setting.max_steps)
     was_training = lm.training

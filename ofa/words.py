@@ -1,0 +1,65 @@
+"""Labels of several tokens: where these stand in a batch, and their loss.
+
+A batch has `labels` [B], one token each, or [B, L]: a label's tokens, filled up with -100. Then an example's
+`input_ids` end in its label's tokens but the last, each of which predicts the next.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ofa_kernels.reference import accumulation_dtype
+
+# what fills a label that is shorter than others, as in PyTorch's cross-entropy
+IGNORED = -100
+
+
+def label_places(attention_mask: Tensor, labels: Tensor | None = None) -> Tensor:
+    """[B, L]: which of its example's real tokens predicts each token of its label; its last where L = 1.
+
+    The first is the prediction token. Where a label is shorter than L, its last place is repeated.
+    """
+    last = attention_mask.sum(-1, keepdim=True) - 1
+    if labels is None or labels.dim() == 1:
+        return last
+    n_more = (labels != IGNORED).sum(-1, keepdim=True) - 1
+    return torch.minimum(last - n_more + torch.arange(labels.shape[1], device=last.device), last)
+
+
+def columns_of(attention_mask: Tensor, places: Tensor) -> Tensor:
+    """Where the real tokens at the places [B, L] stand in a padded batch."""
+    return torch.searchsorted(attention_mask.cumsum(-1), places + 1)
+
+
+def check_labels(input_ids: Tensor, mask: Tensor, labels: Tensor | None) -> None:
+    """Refuse labels [B, L] that the rows of a batch don't go on with.
+
+    Raises:
+        ValueError: they don't; the example is named.
+    """
+    if labels is None or labels.dim() == 1:
+        return
+    places = label_places(mask, labels)
+    after = input_ids.gather(1, columns_of(mask, places.clamp(min=0)))[:, 1:]
+    wrong = (labels[:, 0] == IGNORED) | (places[:, 0] < 0)
+    wrong |= ((after != labels[:, :-1]) & (labels[:, 1:] != IGNORED)).any(-1)
+    if wrong.any():
+        raise ValueError(
+            f"example {int(wrong.nonzero()[0])} of the batch: labels [B, L] hold a label's tokens and then "
+            f"{IGNORED}, and input_ids must end in all of these tokens but the last"
+        )
+
+
+def cross_entropy(logits: Tensor, following: Tensor | None, labels: Tensor) -> Tensor:
+    """The mean over examples of the cross-entropy over the vocabulary, summed over a label's tokens.
+
+    Args:
+        logits: [B, V], of the first tokens.
+        following: [B, L - 1, V], of the others; None where labels have one.
+        labels: [B] or [B, L].
+    """
+    if following is None:
+        return F.cross_entropy(logits.to(accumulation_dtype(logits)), labels.flatten())
+    logits = torch.cat([logits[:, None], following], 1)
+    logits = logits.to(accumulation_dtype(logits)).flatten(0, 1)
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / len(labels)
