@@ -9,7 +9,7 @@ def lm_eval_task(task: Task, path: str | os.PathLike) -> dict:
     """The lm-eval task that scores a file as `ofa` does: the same prompts, words and predictions.
 
     lm-eval sums the log-probabilities of all tokens of a word, which is what `Task(…, whole_words=True)`
-    means; without it the two agree for words of one token.
+    means, unless one word begins another; without it the two agree for words of one token.
 
     Args:
         task: template and label words.
