@@ -44,8 +44,14 @@ def entries(module: ModuleType) -> str:
         parts += [f"\n### {name}\n", entry(f"{module.__name__}.{name}", thing)]
         if inspect.isclass(thing):
             public = [key for key in vars(thing) if not key.startswith("_")]
-            methods = [(key, getattr(thing, key)) for key in public]
-            parts += [entry(f"{name}.{key}", method) for key, method in methods if inspect.isfunction(method)]
+            methods = [
+                (key, getattr(thing, key)) for key in public if inspect.isfunction(getattr(thing, key))
+            ]
+            parts += [
+                entry(f"{name}.{key}", method)
+                for key, method in methods
+                if method.__module__.startswith(module.__name__)  # scikit-learn adds some of its own
+            ]
     return "".join(parts)
 
 

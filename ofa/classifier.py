@@ -19,7 +19,7 @@ from ofa import models
 from ofa.adapter import OFA_CONFIG, load_adapter, read_config, save_adapter
 from ofa.fewshot.tasks import Task
 from ofa.inputs import as_labels, as_texts
-from ofa.labels import Classes, LabelWords
+from ofa.labels import Classes
 from ofa.objective import OFAConfig
 from ofa.patch import patch_model, set_gammas
 from ofa.scoring import Scores, score
@@ -51,14 +51,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: the labels, sorted; the columns of `predict_proba`.
         task_: template and label words, in the order of `classes_`.
-        gamma_: the adapted γ, a tensor a norm.
+        gamma_: the adapted γ, a tensor a norm, on the CPU.
+        model_: the loaded model with this γ in it; before `fit`, with the base model's.
+        tokenizer_: the model's.
         result_: the `FitResult` of the last `fit`; an adapter that was loaded has none.
     """
 
     def __init__(
         self,
         model: str | nn.Module = models.SMOLLM2,
-        label_words: LabelWords = None,
+        label_words: Sequence[str] | Mapping[Hashable, str] | None = None,
         template: str = "Text: {text}\nSentiment:",
         config: OFAConfig | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -205,7 +207,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _keep(self, task: Task, classes: Classes) -> None:
         """Be fitted: with the model's present γ."""
         norms = patch_model(self._loaded()[0]).norms
-        self.gamma_ = [norm.module.weight.detach().clone() for norm in norms]
+        self.gamma_ = [norm.module.weight.detach().to("cpu", copy=True) for norm in norms]
         self.task_, self.classes_ = task, classes.array()
 
     def __sklearn_clone__(self) -> "FewShotClassifier":

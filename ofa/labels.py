@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
 
-LabelWords = Sequence[str] | Mapping[Hashable, str] | None
-
 
 def _ordered(labels: Iterable[Hashable]) -> tuple[Hashable, ...]:
     try:
@@ -24,7 +22,9 @@ class Classes:
     words: tuple[str, ...]
 
     @classmethod
-    def of(cls, found: Sequence[Hashable], label_words: LabelWords) -> "Classes":
+    def of(
+        cls, found: Sequence[Hashable], label_words: Sequence[str] | Mapping[Hashable, str] | None
+    ) -> "Classes":
         """The classes of the labels that were found.
 
         Args:

@@ -56,6 +56,8 @@ class Task:
     whole_words: bool = False
 
     def __post_init__(self):
+        if isinstance(self.label_words, str):
+            raise TypeError(f"label_words must be a list, got the single {self.label_words!r}")
         object.__setattr__(self, "label_words", tuple(self.label_words))
         if self.template.count(FIELD) != 1:
             raise ValueError(f"the template must hold {FIELD} exactly once, got {self.template!r}")
@@ -63,6 +65,9 @@ class Task:
             raise ValueError(
                 f"the template {self.template!r} must not end in white space: label words bring their own"
             )
+        for word in self.label_words:
+            if not isinstance(word, str):
+                raise TypeError(f"label words must be strings, got {word!r} ({type(word).__name__})")
         if len(self.label_words) < 2 or not all(word.strip() for word in self.label_words):
             raise ValueError(f"at least two label words are needed, none empty, got {self.label_words}")
 

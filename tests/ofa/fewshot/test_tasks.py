@@ -51,6 +51,12 @@ def test_two_full_label_words_are_needed(words):
         Task("t", TEMPLATE, words)
 
 
+@pytest.mark.parametrize(("words", "message"), [("ab", "got the single 'ab'"), ((0, 1), r"got 0 \(int\)")])
+def test_label_words_are_a_list_of_strings(words, message):
+    with pytest.raises(TypeError, match=message):
+        Task("t", TEMPLATE, words)
+
+
 def test_braces_in_texts_and_templates_stay(task):
     assert task.render("{x} {text}") == "Review: {x} {text}\nSentiment:"
     assert Task("t", '{"a": "{text}"} is', ("a", "b")).render("y") == '{"a": "y"} is'
