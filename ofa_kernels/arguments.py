@@ -31,7 +31,7 @@ def check_norm(name: str, x: Tensor, weight: Tensor) -> None:
         and isinstance(weight, Tensor)
         and x.dtype in KERNEL_DTYPES
         and weight.dtype in KERNEL_DTYPES
-        and x.layout is torch.strided
+        and x.layout is weight.layout is torch.strided
     ):
         check_tensor(name, "x", x)
         check_tensor(name, "weight", weight)

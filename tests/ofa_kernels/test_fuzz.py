@@ -1,6 +1,7 @@
 """The Python boundary, fuzzed: any shapes, types, layouts, devices and flags of every tensor argument.
 
-A case is right against float64, or ends in an error that has a name. `OFA_FUZZ_CASES` sets how many an operator.
+A case is right against float64, or ends in an error that has a name. `OFA_FUZZ_CASES` sets how many there are
+for each operator.
 """
 
 import os
