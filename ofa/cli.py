@@ -1,9 +1,5 @@
 """The command line: ofa demo | adapt | predict | export | compare | table | probe | info."""
 
-import csv
-import importlib.metadata
-import os
-import platform
 import sys
 import warnings
 from contextlib import contextmanager
@@ -13,7 +9,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+
+import ofa
+from ofa.files import SUFFIXES, Format
+from ofa.locks import check_folder, only_run
+from ofa.rows import Reading, read_rows, read_texts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
-PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+FILES = f"A file in {', '.join(SUFFIXES)}, or any with --format"
 
 
 class Dtype(str, Enum):
@@ -33,6 +33,47 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"
+
+
+Model = Annotated[str, typer.Option(help="A name, a folder or a hub id.")]
+MovedModel = Annotated[str | None, typer.Option("--model", help="The base model, where it has moved.")]
+ModelType = Annotated[Dtype, typer.Option("--dtype", help="auto: the fastest type of this machine.")]
+Adapter = Annotated[Path, typer.Argument(help="A folder that adapt or demo wrote.")]
+Shots = Annotated[int | None, typer.Option(min=1, help="Examples per class; default: 5, and 1 for dbpedia.")]
+Seed = Annotated[int, typer.Option(help="Of the draw, the order and the probes.")]
+LabelWords = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated, in label order; needed where labels are numbers. neg=bad or 5=great renames."
+    ),
+]
+TextColumn = Annotated[str, typer.Option(help="Where the text is.")]
+LabelColumn = Annotated[str, typer.Option(help="Where the label is.")]
+FileFormat = Annotated[
+    Format | None, typer.Option("--format", help="What a file holds whose ending does not say it.")
+]
+Encoding = Annotated[
+    str | None, typer.Option(help="Such as cp1252; default: UTF-8, or UTF-16 with a byte-order mark.")
+]
+SkipEmpty = Annotated[
+    bool,
+    typer.Option("--skip-empty", help="Leave out rows without a text or a label instead of refusing them."),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ofa {ofa.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
 
 
 @contextmanager
@@ -67,9 +108,8 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def _check_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder")
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _dtype(choice: Dtype):
@@ -83,10 +123,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the adapter and results.jsonl.")] = Path(
         "adapters/tweets"
     ),
-    model: Annotated[str, typer.Option(help="A name, a folder or a hub id.")] = "smollm2-135m-instruct",
+    model: Model = "smollm2-135m-instruct",
 ) -> None:
     """Get a model and 4,200 tweets, learn from 5 per class, and compare four methods on 500 others."""
-    with _plain_errors():
+    with _plain_errors(), only_run(out):
         from ofa.demo import run_demo
 
         run_demo(out, model)
@@ -97,62 +137,49 @@ def demo(
     epilog="Example: [bold]ofa adapt reviews.csv --template 'Review: {text}\\nLabel:' --out my-adapter[/]"
 )
 def adapt(
-    data: Annotated[
-        str, typer.Argument(help="A .jsonl, .csv or .tsv file of text,label, or a datasets name.")
-    ],
+    data: Annotated[str, typer.Argument(help=f"{FILES}, of text,label; or a datasets name.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("adapters/adapter"),
-    model: Annotated[str, typer.Option(help="A name, a folder or a hub id.")] = "smollm2-135m-instruct",
+    model: Model = "smollm2-135m-instruct",
     template: Annotated[
         str, typer.Option(help="Holds {text} once and ends before the label; \\n is a new line.")
     ] = "Text: {text}\\nLabel:",
-    label_words: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated, in label order; needed where labels are numbers. neg=bad renames."
-        ),
-    ] = "",
+    label_words: LabelWords = "",
     shots: Annotated[int, typer.Option(min=1, help="Examples per class to learn from.")] = 5,
     test: Annotated[
-        int, typer.Option(min=0, help="Test on up to so many other rows, classes balanced.")
-    ] = 200,
+        str, typer.Option(help="Test on up to so many other rows, classes balanced; all: on every one.")
+    ] = "500",
     lambda_step: Annotated[float, typer.Option(help="Weight of the step ratio J.")] = 1e-2,
     lambda_sharp: Annotated[float, typer.Option(help="Weight of the sharpness H.")] = 1e-3,
     n_probes: Annotated[int, typer.Option(help="Hutchinson probes per layer and example.")] = 1,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     epochs: Annotated[int, typer.Option(help="Passes over the shots.")] = 30,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the draw, the order and the probes.")] = 0,
-    text_column: Annotated[str, typer.Option(help="Where the text is.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Where the label is.")] = "label",
-    dtype: Annotated[Dtype, typer.Option(help="auto: the fastest type of this machine.")] = Dtype.auto,
+    seed: Seed = 0,
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    format: FileFormat = None,
+    encoding: Encoding = None,
+    skip_empty: SkipEmpty = False,
+    dtype: ModelType = Dtype.auto,
 ) -> None:
     """Learn from a few rows of a labelled file and save the adapter; test it on the other rows.
 
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
-    with _plain_errors():
-        from ofa.adapt import adapt_and_test
+    with _plain_errors(), only_run(out):
+        from ofa.adapt import adapt_and_test, draw, n_to_test
         from ofa.classifier import FewShotClassifier
-        from ofa.fewshot.protocol import draw_shots, draw_test, number_labels, read_rows
+        from ofa.fewshot.protocol import number_labels
         from ofa.objective import OFAConfig
 
         config = OFAConfig(
             lambda_step=lambda_step, lambda_sharp=lambda_sharp, n_probes=n_probes, lr=lr, epochs=epochs,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
-        _check_folder(out)
-        rows = read_rows(data, text_column, label_column)
-        words = None
-        if label_words:
-            pairs = [word.strip().partition("=") for word in label_words.split(",")]
-            renamed = {old: new or old for old, _, new in pairs}
-            words = list(renamed.values())
-            rows = [{**row, "label": renamed.get(str(row["label"]), row["label"])} for row in rows]
-        rows, words = number_labels(rows, words)
-        chosen, rest = draw_shots(rows, shots, seed, words)
-        learnt = {shot["text"] for shot in chosen}
-        rest = [row for row in rest if row["text"] not in learnt]
-        held_out = draw_test(rest, test, seed, len(words))
+        n_test = n_to_test(test)
+        reading = Reading(text_column, label_column, format, encoding, skip_empty)
+        rows, words = number_labels(read_rows(data, reading), _split(label_words) or None)
+        chosen, held_out = draw(rows, words, shots, n_test, seed, console)
         classifier = FewShotClassifier(
             model, words, template.replace("\\n", "\n"), config, dtype=_dtype(dtype)
         )
@@ -164,54 +191,47 @@ def adapt(
     epilog='Example: [bold]ofa predict adapters/reviews "a fine film" --file more.csv --out labels.csv[/]'
 )
 def predict(
-    adapter: Annotated[Path, typer.Argument(help="A folder that adapt or demo wrote.")],
+    adapter: Adapter,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to classify.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A .jsonl, .csv or .tsv file with a column text.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help=f"{FILES}, with a column text; txt: one text a line.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write text, label and probabilities as CSV.")] = None,
-    model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
+    model: MovedModel = None,
+    text_column: TextColumn = "text",
+    format: FileFormat = None,
+    encoding: Encoding = None,
+    skip_empty: Annotated[
+        bool,
+        typer.Option("--skip-empty", help="Let rows without a text through: they stay, without a label."),
+    ] = False,
 ) -> None:
     """Label texts with an adapter, with the probability of each label."""
     with _plain_errors():
-        import ofa
-        from ofa.fewshot.protocol import read_texts
+        from ofa.predict import check_output, label, show
 
-        if out and not out.parent.is_dir():
-            raise ValueError(f"--out {out}: the folder {out.parent} does not exist")
-        texts = [*(texts or ()), *(read_texts(file) if file else ())]
+        if out:
+            check_output(out)
+        texts = texts or []
+        if not all(text.strip() for text in texts):
+            raise ValueError("a text is empty; leave it out")
+        if file:
+            reading = Reading(text_column, format=format, encoding=encoding, skip_empty=skip_empty)
+            texts = texts + read_texts(file, reading)
         if not texts:
             raise ValueError("nothing to classify: give texts, or a file with --file")
-        classifier = ofa.load(adapter, model)
-        scores = classifier.label_scores(texts)
-    words = classifier.task_.label_words
-    rows = [
-        (text, words[label], *(f"{p:.4f}" for p in row))
-        for text, label, row in zip(
-            texts, scores.predictions.tolist(), scores.log_probs.exp().tolist(), strict=True
-        )
-    ]
-    header = ("text", "label", *words)
-    if out:
-        with out.open("w", newline="", encoding="utf-8") as target:
-            csv.writer(target).writerows([header, *rows])
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*map(_escape, row))
-    console.print(table)
-    if out:
-        console.print(f"written to {out}")
+        show(label(ofa.load(adapter, model), texts, console), out, console)
 
 
 @app.command(epilog="Example: [bold]ofa export adapters/reviews models/reviews[/]")
 def export(
-    adapter: Annotated[Path, typer.Argument(help="A folder that adapt or demo wrote.")],
+    adapter: Adapter,
     out: Annotated[Path, typer.Argument(help="Folder for the model and its tokenizer.")],
-    model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
+    model: MovedModel = None,
 ) -> None:
     """Write an adapted model as a plain one that servers load without an adapter."""
     with _plain_errors():
-        import ofa
-
-        _check_folder(out)
+        check_folder(out)
         classifier = ofa.load(adapter, model)
         ofa.export_merged(classifier.model_, classifier.tokenizer_, out)
     console.print(f"written to {out}: load it with transformers or any server that takes its folders")
@@ -225,8 +245,8 @@ def compare(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Comma-separated names of data sets, or .jsonl, .csv and .tsv files of your own. all: those "
-            "that tasks.json defines, else the nine built-in ones."
+            help=f"Comma-separated names of data sets, or files of your own ({', '.join(SUFFIXES)}, or any "
+            "with --format). all: those that tasks.json defines, else the nine built-in ones."
         ),
     ],
     methods: Annotated[
@@ -237,13 +257,11 @@ def compare(
         ),
     ] = "all",
     seeds: Annotated[str, typer.Option(help="How many draws of the shots, or which: 100-102.")] = "5",
-    shots: Annotated[
-        int | None, typer.Option(min=1, help="Examples per class; default: 5, and 1 for dbpedia.")
-    ] = None,
+    shots: Shots = None,
     protocol: Annotated[
         str, typer.Option(help="A: test prompts stand alone. B: the shots precede them. A,B: both.")
     ] = "A",
-    model: Annotated[str, typer.Option(help="A name, a folder or a hub id.")] = "smollm2-135m-instruct",
+    model: Model = "smollm2-135m-instruct",
     data: Annotated[
         Path | None,
         typer.Option(
@@ -259,8 +277,14 @@ def compare(
     whole_words: Annotated[
         bool, typer.Option("--whole-words", help="Score label words by all of their tokens, not the first.")
     ] = False,
+    label_words: LabelWords = "",
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    format: FileFormat = None,
+    encoding: Encoding = None,
+    skip_empty: SkipEmpty = False,
     out: Annotated[Path, typer.Option(help="Folder for cells, tables and plots.")] = Path("comparison"),
-    dtype: Annotated[Dtype, typer.Option(help="auto: the fastest type of this machine.")] = Dtype.auto,
+    dtype: ModelType = Dtype.auto,
 ) -> None:
     """Compare methods on tasks, paired by seed; what is finished is never run again.
 
@@ -270,13 +294,11 @@ def compare(
     with _plain_errors():
         from ofa.fewshot.comparison import Comparison, draws, run
 
-        def split(names: str) -> list[str]:
-            return [name.strip() for name in names.split(",") if name.strip()]
-
         run(
             Comparison(
-                split(tasks), split(methods), split(protocol), draws(seeds), out, shots, test_items,
+                _split(tasks), _split(methods), _split(protocol), draws(seeds), out, shots, test_items,
                 max_steps, model, data, template.replace("\\n", "\n"), _dtype(dtype), whole_words,
+                Reading(text_column, label_column, format, encoding, skip_empty), _split(label_words),
             ),
             console,
         )  # fmt: skip
@@ -311,17 +333,15 @@ def probe(
             "default: the hub."
         ),
     ] = None,
-    shots: Annotated[
-        int | None, typer.Option(min=1, help="Examples per class; default: 5, and 1 for dbpedia.")
-    ] = None,
+    shots: Shots = None,
     test_items: Annotated[int, typer.Option(min=2, help="Measure on up to so many rows.")] = 200,
     n_probes: Annotated[int, typer.Option(min=1, help="Hutchinson probes per layer and text.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the draw, the order and the probes.")] = 0,
-    model: Annotated[str, typer.Option(help="A name, a folder or a hub id.")] = "smollm2-135m-instruct",
+    seed: Seed = 0,
+    model: Model = "smollm2-135m-instruct",
     out: Annotated[Path, typer.Option(help="Folder for the table, the plots and every number.")] = Path(
         "probe"
     ),
-    dtype: Annotated[Dtype, typer.Option(help="auto: the fastest type of this machine.")] = Dtype.auto,
+    dtype: ModelType = Dtype.auto,
 ) -> None:
     """Look into the layers: linear probes, sharpness and step ratio, raw and after each kind of tuning."""
     with _plain_errors():
@@ -353,41 +373,6 @@ def probe(
 def info() -> None:
     """Show versions, the machine, which backend serves what, and what is missing and why."""
     with _plain_errors():
-        import torch
+        from ofa.info import show_info
 
-        import ofa_kernels
-        from ofa.download import cache_dir
-        from ofa.families import FAMILIES
-        from ofa.models import SMOLLM2_Q4, SOURCE_FILE, fast_dtype
-        from ofa_kernels import native
-
-        report = ofa_kernels.backend_report()
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        cached = (cache_dir() / SMOLLM2_Q4 / SOURCE_FILE).is_file()
-        facts = {
-            "ofa-kernels": _version("ofa-kernels"),
-            "python": f"{platform.python_version()} ({sys.executable})",
-            **{name: _version(name) for name in PACKAGES},
-            "processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}",
-            "GPU": gpu,
-            "CPU kernels": native.missing() or f"built, {native.description()}",
-            "fast type": f"{fast_dtype(device)}".removeprefix("torch."),
-            "model families": ", ".join(FAMILIES),
-            "cache": f"{cache_dir()} ({SMOLLM2_Q4} {'is there' if cached else 'not yet downloaded'})",
-        }
-    table = Table(show_header=False)
-    for name, value in facts.items():
-        table.add_row(name, value)
-    console.print(table)
-    backends = Table("backend", "state", "operators")
-    for row in report.by_backend():
-        backends.add_row(*row)
-    console.print(backends)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        show_info(console)

@@ -1,5 +1,7 @@
 """Fused operators for optimisation-inspired few-shot adaptation; usable without `ofa`."""
 
+import importlib.metadata
+
 from ofa_kernels.dispatch import backend_report
 from ofa_kernels.hutchinson import hutchinson_trace
 from ofa_kernels.norms import add_rms_norm, layer_norm, rms_norm, rms_norm_jvp
@@ -18,3 +20,8 @@ __all__ = [
     "rms_norm_jvp",
     "step_ratio",
 ]
+
+try:
+    __version__ = importlib.metadata.version("ofa-kernels")
+except importlib.metadata.PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"

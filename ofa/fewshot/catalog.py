@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ofa.fewshot.protocol import draw_test, read_rows
+from ofa.fewshot.protocol import draw_test
 from ofa.fewshot.tasks import Task
+from ofa.files import SUFFIXES
+from ofa.rows import read_rows
 
 N_TEST = 500
 TEST_SEED = 42  # one test set for all methods and seeds
@@ -139,8 +141,8 @@ def find(name: str, data: Path | None = None) -> DataSet:
     if name not in known:
         place = data / DEFINITIONS if data else f"{DEFINITIONS} of a folder that --data names"
         raise ValueError(
-            f"unknown task {name!r}; known are {', '.join(known)}, and files in .jsonl, .csv or .tsv; define "
-            f"one of your own in {place}"
+            f"unknown task {name!r}; known are {', '.join(known)}, and files in {', '.join(SUFFIXES)}; "
+            f"define one of your own in {place}"
         )
     return known[name]
 

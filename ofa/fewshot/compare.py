@@ -141,6 +141,12 @@ def read_cells(folder: Path) -> list[dict]:
     return rows
 
 
+def cells_file(share: tuple[int, int]) -> str:
+    """The file of process i of n: none of them writes to another's."""
+    part, parts = share
+    return "cells.jsonl" if parts == 1 else f"cells-{part}.jsonl"
+
+
 def _append(path: Path, row: dict) -> None:
     """One whole line, on the disk when this returns."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -216,7 +222,7 @@ def compare(
     """
     folder.mkdir(parents=True, exist_ok=True)
     part, parts = share
-    path = folder / ("cells.jsonl" if parts == 1 else f"cells-{part}.jsonl")
+    path = folder / cells_file(share)
     finished = {Cell.of(row): row for row in read_cells(folder)}
     # by the place in the plan, which is the same in all processes whenever they start
     for pool, cell in planned[part::parts]:

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,13 +21,16 @@ from rich.progress import (
 
 from ofa import models
 from ofa.fewshot import catalog
-from ofa.fewshot.compare import PROTOCOLS, Cell, Pool, compare, plan, read_cells
+from ofa.fewshot.compare import PROTOCOLS, Cell, Pool, cells_file, compare, plan, read_cells
 from ofa.fewshot.methods import METHODS
 from ofa.fewshot.plots import plot_comparison
-from ofa.fewshot.protocol import SUFFIXES, draw_test, number_labels, read_rows
+from ofa.fewshot.protocol import draw_test, number_labels
 from ofa.fewshot.table import accuracy_table, sections, write_csv
 from ofa.fewshot.tasks import Task
 from ofa.fewshot.variants import method_of
+from ofa.languages import warn_of_unknown_language
+from ofa.locks import only_run
+from ofa.rows import Reading, is_file, read_rows
 
 
 def draws(text: str) -> range:
@@ -64,6 +67,8 @@ class Comparison:
         template: of tasks that are files.
         dtype: the model's; None for what is fast.
         whole_words: score label words by all of their tokens.
+        reading: how tasks that are files are read.
+        label_words: of tasks that are files, as `number_labels` takes them; none: the labels themselves.
     """
 
     tasks: Sequence[str]
@@ -79,15 +84,24 @@ class Comparison:
     template: str = "Text: {text}\nLabel:"
     dtype: torch.dtype | None = None
     whole_words: bool = False
+    reading: Reading = field(default_factory=Reading)
+    label_words: Sequence[str] = ()
 
     def resolved(self) -> "Comparison":
         """The same with "all" spelled out, every method under its one name, and nothing twice.
 
         Raises:
-            ValueError: every unknown task, method, option and protocol, a line each; or a malformed
-                tasks.json.
+            ValueError: every unknown task, method, option and protocol, and where none is given, a line each;
+                or a malformed tasks.json.
         """
         known, wrong = catalog.data_sets(self.data), []
+        for option, names, every in (
+            ("--tasks", self.tasks, known),
+            ("--methods", self.methods, METHODS),
+            ("--protocol", self.protocols, PROTOCOLS),
+        ):
+            if not names:
+                wrong.append(f"{option} names nothing; known are {', '.join(every)}, and all")
         own = [name for name, entry in known.items() if entry.repo is None]
         found = replace(
             self,
@@ -100,7 +114,7 @@ class Comparison:
         return found
 
     def _task(self, name: str) -> str:
-        if Path(name).suffix not in SUFFIXES:
+        if not is_file(name):
             catalog.find(name, self.data)
         return name
 
@@ -114,7 +128,7 @@ class Comparison:
         if name in known:
             task, rows, test = catalog.load(name, self.data)
             return Pool(task, rows, test[: self.test_items], self.shots or known[name].shots)
-        rows, words = number_labels(read_rows(name))
+        rows, words = number_labels(read_rows(name, self.reading), self.label_words or None)
         task = Task(Path(name).stem, self.template, words)
         test = draw_test(rows, min(self.test_items, len(rows) // 2), catalog.TEST_SEED, len(words))
         tested = {row["text"] for row in test}
@@ -210,16 +224,22 @@ def run(options: Comparison, console: Console | None = None) -> None:
     """Run what is missing, and when nothing is, print the tables and write them, the CSV and the plots.
 
     Raises:
-        ValueError: unknown tasks, methods, options or protocols, a malformed tasks.json, or too few examples.
+        ValueError: unknown tasks, methods, options or protocols, a malformed tasks.json, too few examples, or
+            another run that writes the same file of cells.
     """
-    console = console or Console()
     options, share = options.resolved(), _processes()
+    with only_run(options.out, Path(cells_file(share)).stem):
+        _run(options, share, console or Console())
+
+
+def _run(options: Comparison, share: tuple[int, int], console: Console) -> None:
     pools = options.pools()
     model, tokenizer = models.load(options.model, options.dtype)
     source, dtype = models.source_of(model), model.dtype
     planned = plan(pools, options.methods, options.protocols, options.seeds, source, dtype, options.max_steps)
     for pool in pools:
         pool.task.target_ids(tokenizer)  # colliding label words are refused before hours of work
+        warn_of_unknown_language(tokenizer, [row["text"] for row in pool.rows])
     console.print(
         f"model: {source.name} ({source.origin}), {str(dtype).removeprefix('torch.')}; {len(planned)} cells, "
         f"results in {options.out}",

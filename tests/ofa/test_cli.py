@@ -6,8 +6,10 @@ import signal
 import pytest
 from typer.testing import CliRunner
 
-from ofa import OFAConfig, trainer
+import ofa
+from ofa import OFAConfig, forecast, trainer
 from ofa.cli import app
+from ofa.locks import only_run
 from ofa.objective import objective
 from tests.ofa.conftest import LABELS, TEXTS
 
@@ -163,3 +165,106 @@ def test_places_that_can_t_be_written_are_found_first(data, tmp_path, model_fold
     assert done.exit_code == 1 and "is a file; give a folder" in " ".join(done.output.split())
     done = run("predict", "nowhere", "text", "--out", tmp_path / "none" / "x.csv")
     assert done.exit_code == 1 and "does not exist" in " ".join(done.output.split())
+
+
+def labels_of(out):
+    return json.loads((out / "ofa_config.json").read_text())["task"]["label_words"]
+
+
+SEMICOLONS = (("text,label", "Text; LABEL"), (",bad", ";bad"), (",good", ";good"))
+COLUMNS = ("--text-column", "review", "--label-column", "Mood")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "encoding", "options"),
+    [
+        ("a.txt", (), "utf-8", ("--format", "csv")),
+        ("A.CSV", SEMICOLONS, "utf-8-sig", ()),
+        ("a.csv", (), "utf-16", ()),
+        ("a.csv", (("text,label", "review,mood"),), "utf-8", COLUMNS),
+        ("a.csv", (("dull", "d\xfcll"),), "cp1252", ("--encoding", "cp1252")),
+        ("a.csv", (("text,label", "text,label\nfine,\n,bad"),), "utf-8", ("--skip-empty",)),
+        ("a.csv", (("bad", "-1"), ("good", "1.0")), "utf-8", ("--label-words", "-1=bad,1=good")),
+    ],
+)
+def test_files_as_they_come(data, tmp_path, model_folder, name, changes, encoding, options):
+    path, out, content = tmp_path / name, tmp_path / "adapter", data.read_bytes().decode()
+    for old, new in changes:
+        content = content.replace(old, new)
+    path.write_bytes(content.encode(encoding))
+    done = adapt(path, out, model_folder, "--test", "0", *options)
+    assert done.exit_code == 0, done.output
+    assert labels_of(out) == ["bad", "good"]
+    assert ("warning: 2 rows left out, the first:" in done.output) == ("--skip-empty" in options)
+
+    pairs = [options[i : i + 2] for i in range(0, len(options), 2)]
+    of_texts = [part for pair in pairs if not pair[0].startswith("--label") for part in pair]
+    done = run("predict", out, "--file", path, "--out", tmp_path / "labels.csv", *of_texts)
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "labels.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"].replace("ü", "u") for row in rows if row["text"] not in ("", "fine")] == [*TEXTS]
+    assert all(row["label"] in WORDS for row in rows if row["text"])
+    if "--skip-empty" in options:  # rows stay in line with the file's
+        assert rows[0]["text"] == "fine" and rows[1] == {"text": "", "label": "", "bad": "", "good": ""}
+
+
+def test_numbers_need_words_and_the_error_can_be_copied(data, tmp_path, model_folder):
+    data.write_text(data.read_text().replace("bad", "1").replace("good", "5.0"))
+    done = adapt(data, tmp_path / "adapter", model_folder)
+    assert done.exit_code == 1
+    assert "the labels are numbers (1, 5); give each its word: --label-words 1=WORD,5=WORD" in done.output
+
+
+@pytest.fixture
+def adapter(data, tmp_path, model_folder):
+    assert adapt(data, tmp_path / "saved", model_folder).exit_code == 0
+    return tmp_path / "saved"
+
+
+def test_predict_reads_a_text_a_line(adapter, tmp_path):
+    (tmp_path / "a.txt").write_text("dull\n\nwarm, and bright\n")
+    more = ("--file", tmp_path / "a.txt", "--format", "txt", "--out", tmp_path / "a.csv")
+    done = run("predict", adapter, *more)
+    assert done.exit_code == 1 and "line 2: the text is empty (1 row like this" in " ".join(
+        done.output.split()
+    )
+    assert not (tmp_path / "a.csv").exists()
+    done = run("predict", adapter, *more, "--skip-empty")
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "a.csv").open() as file:
+        assert [bool(row["label"]) for row in csv.DictReader(file)] == [True, False, True]
+
+
+def test_a_second_adapt_into_one_folder_is_refused_before_it_reads_anything(tmp_path):
+    with only_run(tmp_path / "adapter"):
+        done = run("adapt", "missing.csv", "--out", tmp_path / "adapter")
+    assert done.exit_code == 1
+    assert f"another run is writing to {tmp_path / 'adapter'}; let it end" in " ".join(done.output.split())
+    with only_run(tmp_path / "adapter"):
+        done = run("demo", "--out", tmp_path / "adapter", "--model", "no/such-model")
+    assert done.exit_code == 1 and "another run is writing to" in " ".join(done.output.split())
+
+
+def test_long_tests_are_forecast(data, tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr(forecast, "N_TIMED", 1)
+    for place in ("ofa.adapt", "ofa.predict"):
+        monkeypatch.setattr(f"{place}.WORTH_SAYING", 0)
+    done = adapt(data, tmp_path / "adapter", model_folder)
+    assert done.exit_code == 0 and "testing takes about 0 minutes, half of it before adapting" in done.output
+    done = run("predict", tmp_path / "adapter", "--file", data)
+    assert done.exit_code == 0 and "labelling 6 texts takes about 0 minutes" in done.output
+
+
+def test_a_language_that_the_model_does_not_know_is_told_once(data, tmp_path, model_folder):
+    texts = [f"这部电影{sign}" for sign in "一二三四五六"]
+    lines = [f"{text},{WORDS[label]}" for text, label in zip(texts, LABELS, strict=True)]
+    data.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    done = adapt(data, tmp_path / "adapter", model_folder)
+    assert done.exit_code == 0, done.output
+    assert " ".join(done.output.split()).count("take a multilingual model (--model)") == 1
+
+
+def test_the_version():
+    done = run("--version")
+    assert done.exit_code == 0 and done.output == f"ofa {ofa.__version__}\n"

@@ -12,6 +12,7 @@ from ofa.cli import app
 from ofa.fewshot import catalog
 from ofa.fewshot.comparison import Comparison, draws
 from ofa.fewshot.methods import METHODS
+from ofa.locks import only_run
 
 WORDS = ("mild", "sharp", "plain", "odd", "bright", "dull")
 
@@ -161,6 +162,12 @@ def test_a_process_of_several_takes_its_share(arguments, monkeypatch):
         (("--protocol", "C"), "unknown protocol 'C'; known are A, B"),
         (("--tasks", "imdb"), "unknown task 'imdb'; known are sst2"),
         (("--tasks", "none.csv"), "none.csv does not exist"),
+        (("--tasks", "none.txt"), "unknown task 'none.txt'"),
+        (("--tasks", ""), "--tasks names nothing; known are sst2"),
+        (("--tasks", " , "), "--tasks names nothing; known are sst2"),
+        (("--methods", ""), "--methods names nothing; known are zero-shot"),
+        (("--protocol", ","), "--protocol names nothing; known are A, B, and all"),
+        (("--label-words", "bad,fine"), "unknown labels: good"),
         (("--shots", "30"), "30 are asked for; have at least 60 rows of each class"),
     ],
 )
@@ -172,3 +179,28 @@ def test_mistakes_end_in_one_line(arguments, change, message):
 def test_no_cells_no_table(tmp_path):
     code, output = run("table", tmp_path)
     assert code == 1 and "holds no cells" in output
+
+
+def test_own_files_come_as_they_are(arguments, rows_file, tmp_path):
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    lines = ["Review;Stars", *(f"{row['text']};{1 if row['label'] == 'bad' else 5}.0" for row in rows), ";1"]
+    path = tmp_path / "stars.txt"
+    path.write_bytes("\n".join(lines).encode("utf-16"))
+    reading = ("--format", "csv", "--text-column", "review", "--label-column", "stars", "--skip-empty")
+    code, output = run(*arguments, "--tasks", path, *reading, "--label-words", "1=bad,5=good")
+    assert code == 0 and "4 cells run" in output and "warning: 1 row left out" in output
+    code, output = run(*arguments, "--tasks", path, *reading)
+    assert code == 1 and "--label-words 1=WORD,5=WORD" in output
+
+
+def test_a_second_run_of_the_same_cells_is_refused(arguments, tmp_path, monkeypatch):
+    with only_run(tmp_path / "out", "cells"):
+        code, output = run(*arguments)
+        assert code == 1 and f"another run is writing to {tmp_path / 'out'}" in output
+    with only_run(tmp_path / "out", "cells-0"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        code, output = run(*arguments)
+        assert code == 1 and "another run is writing to" in output
+        monkeypatch.setenv("RANK", "1")
+        code, output = run(*arguments)
+        assert code == 0 and "2 cells run" in output
