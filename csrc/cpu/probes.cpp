@@ -1,6 +1,6 @@
 // Rademacher probes from Philox-4x32-10, regenerated wherever they are read. Which bit is whose:
 // ofa_kernels/probes.py.
-#include "rows.hpp"
+#include "in_double.hpp"
 
 namespace ofa {
 namespace OFA_ISA {
@@ -100,7 +100,7 @@ static void signs(const ofa_rademacher& c) {
     const bool streamed = prepare(out, rows * n * sizeof(T));
     const int64_t shares = threads_for(c.threads, rows, rows * n);
     parallel(shares, [=, &c](int64_t share) {
-        const Part part(rows, share, shares);
+        const Part part = part_of(rows, share, shares);
         for (int64_t i = part.begin; i < part.end; ++i) {
             const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i % c.examples]),
                               static_cast<uint32_t>(i / c.examples % c.probes),
@@ -114,10 +114,10 @@ static void signs(const ofa_rademacher& c) {
 }
 
 template <class T>
-static double sum_of_squares(const T* row, int64_t n) {
+static Acc<T> reciprocal_root(const T* row, int64_t n, double eps) {
     SumOfSquares<T> xx;
     sweep<COLUMNS<Acc<T>>>(0, n, [&xx, row](int64_t j, auto span) { xx.add(get(row + j, span)); });
-    return sum_of_squares(xx, row, n);
+    return reciprocal_root<Acc<T>>(xx, row, n, eps);
 }
 
 template <class T>
@@ -131,9 +131,9 @@ static void probes(const ofa_preconditioned_probes& c) {
     const bool streamed = prepare(out, c.probes * rows * n * sizeof(T));
     const int64_t shares = threads_for(c.threads, rows, c.probes * rows * n);
     parallel(shares, [=, &c](int64_t share) {
-        const Part part(rows, share, shares);
+        const Part part = part_of(rows, share, shares);
         for (int64_t i = part.begin; i < part.end; ++i) {
-            const A r = reciprocal_root<A>(sum_of_squares(z + i * c.z_stride, n), n, c.eps);
+            const A r = reciprocal_root(z + i * c.z_stride, n, c.eps);
             for (int64_t k = 0; k < c.probes; ++k) {
                 const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i]), static_cast<uint32_t>(k),
                                   static_cast<uint32_t>(c.layer)};
@@ -146,26 +146,49 @@ static void probes(const ofa_preconditioned_probes& c) {
     });
 }
 
+template <class T>
+static void probes_backward(const ofa_preconditioned_probes_backward& c);
+
+// dz of row i.
+template <class T>
+[[gnu::noinline, gnu::cold]] static void dz_in_double(const ofa_preconditioned_probes_backward& c, int64_t i) {
+    const int64_t n = c.columns;
+    RowsInDouble rows(4 + c.probes, n);
+    ofa_preconditioned_probes_backward row = c;
+    make_double(row, rows);
+    row.example_ids = c.example_ids + i;
+    row.z = rows.input(static_cast<const T*>(c.z) + i * c.z_stride, c.dtype);
+    double* dz = rows.output();
+    double* dw = rows.output();
+    row.dz = dz, row.dw = dw;
+    row.dp_k = padded<double>(n);  // one behind the other
+    row.dp = rows.next();
+    for (int64_t k = 0; k < c.probes; ++k)
+        rows.input(static_cast<const T*>(c.dp) + k * c.dp_k + i * c.dp_stride, c.dtype);
+    probes_backward<double>(row);
+    pack_row<double>(dz, n, c.dz, c.dtype, i);
+}
+
 // With q = sum_k nu_k dp_k: dz = -r^2 z_hat mean(w q), dw = sum over rows of q r.
 template <class T>
 static void probes_backward(const ofa_preconditioned_probes_backward& c) {
     using A = Acc<T>;
-    Scratch<A> weights, partial, sums_over_k;
-    const int64_t n = c.columns, rows = c.rows, width = padded<T>(n);
+    Scratch<A> weights, sums_over_k;
+    const int64_t n = c.columns, width = padded<T>(n);
     const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
     const T* z = static_cast<const T*>(c.z);
     const T* dp = static_cast<const T*>(c.dp);
     T* dz = static_cast<T*>(c.dz);
-    const int64_t shares = threads_for(c.threads, rows, c.probes * rows * n);
-    A* dw = partial.zeros(shares * width);
+    const int64_t shares = threads_for(c.threads, c.rows, c.probes * c.rows * n);
+    const Rows rows(c.rows, shares);
+    const RowSums<T> dw(rows, 1, n);
     A* all_q = sums_over_k.zeros(shares * width);
-    parallel(shares, [=, &c](int64_t share) {
-        const Part part(rows, share, shares);
-        A* own_dw = dw + share * width;
+    parallel(shares, [=, &c, &dw](int64_t share) {
+        A* own_dw = dw.of(share);
         A* q = all_q + share * width;
-        for (int64_t i = part.begin; i < part.end; ++i) {
+        const auto row = [=, &c](int64_t i) {
             const T* in = z + i * c.z_stride;
-            const A r = reciprocal_root<A>(sum_of_squares(in, n), n, c.eps);
+            const A r = reciprocal_root(in, n, c.eps);
             std::fill(q, q + width, A(0));
             for (int64_t k = 0; k < c.probes; ++k) {
                 const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i]), static_cast<uint32_t>(k),
@@ -185,12 +208,32 @@ static void probes_backward(const ofa_preconditioned_probes_backward& c) {
                 wq.flush();
             }
             const double mean = wq.value() / static_cast<double>(n);
-            const A factor = static_cast<A>(-static_cast<double>(r) * r * r * mean);
+            const double factor = -static_cast<double>(r) * r * r * mean;
+            if (!fit<A>(r, {mean, factor})) return dz_in_double<T>(c, i);
             T* out = dz + i * n;
-            sweep<COLUMNS<A>>(0, n, [=](int64_t j, auto span) { put(out + j, get(in + j, span) * factor, false, span); });
-        }
+            sweep<COLUMNS<A>>(0, n, [=](int64_t j, auto span) {
+                put(out + j, get(in + j, span) * static_cast<A>(factor), false, span);
+            });
+        };
+        rows.each_chain(
+            share,
+            [=](Part part) {
+                for (int64_t i = part.begin; i < part.end; ++i) row(i);
+            },
+            dw);
     });
-    pack_sum<T>(dw, shares, width, n, c.dw, c.weight_dtype);
+    dw.pack(0, c.dw, c.weight_dtype);
+}
+
+[[gnu::noinline, gnu::cold]] static double dot_in_double(const Probe& probe, const void* t, int64_t dtype, int64_t n) {
+    RowsInDouble rows(1, n);
+    const double* row = rows.input(t, dtype);
+    Sum<double> sum;
+    sweep_signs<double>(probe, n, [&sum, row](int64_t j, auto mask, auto span) {
+        sum.add_product(flip(get(row + j, span), mask), splat(1.0));
+    });
+    sum.flush();
+    return sum.value();
 }
 
 template <class T>
@@ -201,7 +244,7 @@ static void dot(const ofa_probe_dot& c) {
     A* dots = static_cast<A*>(c.dots);
     const int64_t shares = threads_for(c.threads, all, all * n);
     parallel(shares, [=, &c](int64_t share) {
-        const Part part(all, share, shares);
+        const Part part = part_of(all, share, shares);
         for (int64_t at = part.begin; at < part.end; ++at) {
             const int64_t k = at / c.rows, i = at % c.rows;
             const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i]), static_cast<uint32_t>(k),
@@ -213,7 +256,9 @@ static void dot(const ofa_probe_dot& c) {
                 if ((j + COLUMNS<A>) % (PANEL_PAIRS * COLUMNS<A>) == 0) sum.flush();
             });
             sum.flush();
-            dots[at] = static_cast<A>(sum.value());
+            // terms of both signs may be larger together than their sum
+            const bool finite = std::isfinite(sum.value());
+            dots[at] = static_cast<A>(finite ? sum.value() : dot_in_double(probe, row, c.dtype, n));
         }
     });
 }
@@ -227,7 +272,7 @@ static void scale(const ofa_probe_scale& c) {
     const bool streamed = prepare(out, all * n * sizeof(T));
     const int64_t shares = threads_for(c.threads, all, all * n);
     parallel(shares, [=, &c](int64_t share) {
-        const Part part(all, share, shares);
+        const Part part = part_of(all, share, shares);
         for (int64_t at = part.begin; at < part.end; ++at) {
             const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[at % c.rows]),
                               static_cast<uint32_t>(at / c.rows), static_cast<uint32_t>(c.layer)};

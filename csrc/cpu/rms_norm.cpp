@@ -1,6 +1,6 @@
 // RMSNorm, first order. Notation: r = (mean(x^2) + eps)^(-1/2), x_hat = r x, w the weight plus offset,
 // g = w dy, c = mean(g x_hat).
-#include "rows.hpp"
+#include "in_double.hpp"
 
 namespace ofa {
 namespace OFA_ISA {
@@ -9,6 +9,12 @@ template <class T>
 struct ForwardSums {
     SumOfSquares<T> xx;
     void flush() {}
+};
+
+template <class A>
+struct ForwardScalars {
+    A r;
+    static constexpr bool fit = true;
 };
 
 template <class T, bool ROUND_X_HAT, bool ADD>
@@ -29,9 +35,8 @@ static void forward(const ofa_norm_forward& c) {
 
     const int64_t shares = threads_for(c.threads, c.rows, c.rows * n);
     parallel(shares, [=](int64_t share) {
-        const Part part(c.rows, share, shares);
         row_groups<ForwardSums<T>, COLUMNS<A>>(
-            part.begin, part.end, n,
+            part_of(c.rows, share, shares), n,
             [=](int64_t i, ForwardSums<T>& sums) {
                 const T* in = x + i * x_stride;
                 const T* added = residual + i * residual_stride;
@@ -46,17 +51,18 @@ static void forward(const ofa_norm_forward& c) {
                 };
             },
             [=](const ForwardSums<T>& sums, int64_t i) {
-                return reciprocal_root<A>(sum_of_squares(sums.xx, normed + i * normed_stride, n), n, eps);
+                return ForwardScalars<A>{reciprocal_root<A>(sums.xx, normed + i * normed_stride, n, eps)};
             },
-            [=](int64_t i, A r) {
+            [=](int64_t i, ForwardScalars<A> k) {
                 const T* in = normed + i * normed_stride;
                 T* out = y + i * n;
                 return [=](int64_t j, auto span) {
-                    auto x_hat = get(in + j, span) * r;
+                    auto x_hat = get(in + j, span) * k.r;
                     if constexpr (ROUND_X_HAT) x_hat = rounded<T>(x_hat);
                     put(out + j, load(w + j) * x_hat, streamed, span);
                 };
-            });
+            },
+            [](int64_t) {});
     });
 }
 
@@ -70,14 +76,36 @@ struct BackwardSums {
 template <class A>
 struct BackwardScalars {
     A r, x_hat_factor;
+    bool fit;
 };
+
+template <class T, bool NEED_DX, bool NEED_DW, bool ADD>
+static void backward(const ofa_norm_backward& c);
+
+// The same of row i, its share of dw added to own_dw.
+template <class T, bool NEED_DX, bool NEED_DW, bool ADD>
+[[gnu::noinline, gnu::cold]] static void backward_in_double(const ofa_norm_backward& c, int64_t i, Acc<T>* own_dw) {
+    const int64_t n = c.columns;
+    RowsInDouble rows(6, n);
+    ofa_norm_backward row = c;
+    make_double(row, rows);
+    row.x = rows.input(static_cast<const T*>(c.x) + i * c.x_stride, c.dtype);
+    row.dy = rows.input(static_cast<const T*>(c.dy) + i * c.dy_stride, c.dtype);
+    if (ADD) row.ds = rows.input(static_cast<const T*>(c.ds) + i * c.ds_stride, c.dtype);
+    double* dx = rows.output();
+    double* dw = rows.output();
+    row.dx = dx, row.dw = dw;
+    backward<double, NEED_DX, NEED_DW, ADD>(row);
+    if (NEED_DX) pack_row<double>(dx, n, c.dx, c.dtype, i);
+    if (NEED_DW) add_row<T>(dw, n, own_dw);
+}
 
 template <class T, bool NEED_DX, bool NEED_DW, bool ADD>
 static void backward(const ofa_norm_backward& c) {
     using A = Acc<T>;
     const int64_t n = c.columns, x_stride = c.x_stride, dy_stride = c.dy_stride, ds_stride = c.ds_stride;
     const double eps = c.eps;
-    Scratch<A> weights, partial;
+    Scratch<A> weights;
     const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
     const T* x = static_cast<const T*>(c.x);
     const T* dy = static_cast<const T*>(c.dy);
@@ -86,47 +114,53 @@ static void backward(const ofa_norm_backward& c) {
     const bool streamed = NEED_DX && prepare(dx, c.rows * n * sizeof(T));
 
     const int64_t shares = threads_for(c.threads, c.rows, c.rows * n);
-    const int64_t width = padded<T>(n);
-    A* dw = NEED_DW ? partial.zeros(shares * width) : nullptr;
-    parallel(shares, [=](int64_t share) {
-        const Part part(c.rows, share, shares);
-        A* own_dw = dw + share * width;
-        row_groups<BackwardSums<T>, COLUMNS<A>>(
-            part.begin, part.end, n,
-            [=](int64_t i, BackwardSums<T>& sums) {
-                const T* in = x + i * x_stride;
-                const T* up = dy + i * dy_stride;
-                return [=, &sums](int64_t j, auto span) {
-                    const auto v = get(in + j, span);
-                    sums.xx.add(v);
-                    if constexpr (NEED_DX) sums.gx.add_product(load(w + j) * get(up + j, span), v);
-                };
+    const Rows rows(c.rows, shares);
+    const RowSums<T> dw(rows, NEED_DW, n);
+    parallel(shares, [=, &c, &dw](int64_t share) {
+        A* own_dw = dw.of(share);
+        rows.each_chain(
+            share,
+            [=, &c](Part part) {
+                row_groups<BackwardSums<T>, COLUMNS<A>>(
+                    part, n,
+                    [=](int64_t i, BackwardSums<T>& sums) {
+                        const T* in = x + i * x_stride;
+                        const T* up = dy + i * dy_stride;
+                        return [=, &sums](int64_t j, auto span) {
+                            const auto v = get(in + j, span);
+                            sums.xx.add(v);
+                            if constexpr (NEED_DX) sums.gx.add_product(load(w + j) * get(up + j, span), v);
+                        };
+                    },
+                    [=](const BackwardSums<T>& sums, int64_t i) {
+                        const double r = reciprocal_root<A>(sums.xx, x + i * x_stride, n, eps);
+                        // r c = r^2 mean(g x)
+                        const double factor = r * r * (sums.gx.value() / static_cast<double>(n));
+                        return BackwardScalars<A>{static_cast<A>(r), static_cast<A>(factor),
+                                                  fit<A>(r, {sums.gx.value(), factor})};
+                    },
+                    [=](int64_t i, BackwardScalars<A> k) {
+                        const T* in = x + i * x_stride;
+                        const T* up = dy + i * dy_stride;
+                        const T* added = ds + i * ds_stride;
+                        T* out = dx + i * n;
+                        return [=](int64_t j, auto span) {
+                            const auto v = get(in + j, span);
+                            const auto d = get(up + j, span);
+                            const auto x_hat = v * k.r;
+                            if constexpr (NEED_DX) {
+                                auto result = load(w + j) * d * k.r - x_hat * k.x_hat_factor;
+                                if constexpr (ADD) result = result + get(added + j, span);
+                                put(out + j, result, streamed, span);
+                            }
+                            if constexpr (NEED_DW) store(own_dw + j, load(own_dw + j) + d * x_hat);
+                        };
+                    },
+                    [=, &c](int64_t i) { backward_in_double<T, NEED_DX, NEED_DW, ADD>(c, i, own_dw); });
             },
-            [=](const BackwardSums<T>& sums, int64_t i) {
-                const A r = reciprocal_root<A>(sum_of_squares(sums.xx, x + i * x_stride, n), n, eps);
-                // r c = r^2 mean(g x)
-                const double gx = sums.gx.value() / static_cast<double>(n);
-                return BackwardScalars<A>{r, static_cast<A>(static_cast<double>(r) * r * gx)};
-            },
-            [=](int64_t i, BackwardScalars<A> k) {
-                const T* in = x + i * x_stride;
-                const T* up = dy + i * dy_stride;
-                const T* added = ds + i * ds_stride;
-                T* out = dx + i * n;
-                return [=](int64_t j, auto span) {
-                    const auto v = get(in + j, span);
-                    const auto d = get(up + j, span);
-                    const auto x_hat = v * k.r;
-                    if constexpr (NEED_DX) {
-                        auto result = load(w + j) * d * k.r - x_hat * k.x_hat_factor;
-                        if constexpr (ADD) result = result + get(added + j, span);
-                        put(out + j, result, streamed, span);
-                    }
-                    if constexpr (NEED_DW) store(own_dw + j, load(own_dw + j) + d * x_hat);
-                };
-            });
+            dw);
     });
-    if (NEED_DW) pack_sum<T>(dw, shares, width, n, c.dw, c.weight_dtype);
+    if (NEED_DW) dw.pack(0, c.dw, c.weight_dtype);
 }
 
 int norm_forward(const ofa_norm_forward& c) {

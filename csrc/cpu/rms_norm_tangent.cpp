@@ -1,7 +1,7 @@
 // RMSNorm, second order, for K tangents of one primal: x, dy and w are read once for a group of tangents.
 // Notation as in rms_norm.cpp, and m = mean(x_hat x_dot), x_hat' = r (x_dot - x_hat m), g' = w dy' + w' dy,
 // c' = mean(g' x_hat + g x_hat').
-#include "rows.hpp"
+#include "in_double.hpp"
 
 namespace ofa {
 namespace OFA_ISA {
@@ -30,7 +30,7 @@ static Primal primal_of(const T* x, const Acc<T>* w, const T* dy, int64_t n, dou
         });
         sums.flush();
     }
-    const double r = reciprocal_root<double>(sum_of_squares(sums.xx, x, n), n, eps);
+    const double r = reciprocal_root<double>(sums.xx, x, n, eps);
     return {r, r * sums.gx.value() / static_cast<double>(n)};
 }
 
@@ -43,7 +43,35 @@ struct JvpSums {
 template <class A>
 struct JvpScalars {
     A r, x_factor;
+    bool fit;
 };
+
+// What the operators on tangents have in common: the call in double for row i of tangent k.
+template <class T, class Call>
+static void make_double(Call& c, RowsInDouble& rows, int64_t i, int64_t k) {
+    const auto row_of = [&](const void* data, int64_t at) {
+        return data ? rows.input(static_cast<const T*>(data) + at, c.dtype) : nullptr;
+    };
+    c.x = row_of(c.x, i * c.x_stride);
+    c.x_dot = row_of(c.x_dot, k * c.x_dot_k + i * c.x_dot_stride);
+    c.weight_dot = rows.input(c.weight_dot, c.weight_dtype, k);
+    c.tangents = 1;
+    make_double(c, rows);
+}
+
+template <class T, bool WEIGHT_DOT>
+static void jvp(const ofa_norm_jvp& c);
+
+template <class T, bool WEIGHT_DOT>
+[[gnu::noinline, gnu::cold]] static void jvp_in_double(const ofa_norm_jvp& c, int64_t i, int64_t k) {
+    RowsInDouble rows(5, c.columns);
+    ofa_norm_jvp row = c;
+    make_double<T>(row, rows, i, k);
+    double* y_dot = rows.output();
+    row.y_dot = y_dot;
+    jvp<double, WEIGHT_DOT>(row);
+    pack_row<double>(y_dot, c.columns, c.y_dot, c.dtype, k * c.rows + i);
+}
 
 // y' = w r (x_dot - x_hat m) + w' x_hat
 template <class T, bool WEIGHT_DOT>
@@ -61,13 +89,13 @@ static void jvp(const ofa_norm_jvp& c) {
 
     const int64_t shares = threads_for(c.threads, rows, (c.tangents + 1) * rows * n);
     parallel(shares, [=, &c](int64_t share) {
-        const Part part(rows, share, shares);
+        const Part part = part_of(rows, share, shares);
         for (int64_t i = part.begin; i < part.end; ++i) {
             const T* in = x + i * c.x_stride;
             const T* dot = x_dot + i * c.x_dot_stride;
             const double r = primal_of<T>(in, w, nullptr, n, c.eps).r;
             row_groups<JvpSums<A>, COLUMNS<A>>(
-                0, c.tangents, n,
+                Part{0, c.tangents}, n,
                 [=](int64_t k, JvpSums<A>& sums) {
                     const T* direction = dot + k * x_dot_k;
                     return [=, &sums](int64_t j, auto span) {
@@ -76,7 +104,7 @@ static void jvp(const ofa_norm_jvp& c) {
                 },
                 [=](const JvpSums<A>& sums, int64_t) {
                     const double m = r * sums.x_dot_x.value() / static_cast<double>(n);
-                    return JvpScalars<A>{static_cast<A>(r), static_cast<A>(r * r * m)};
+                    return JvpScalars<A>{static_cast<A>(r), static_cast<A>(r * r * m), fit<A>(r, {m, r * r * m})};
                 },
                 [=](int64_t k, JvpScalars<A> f) {
                     const T* direction = dot + k * x_dot_k;
@@ -88,7 +116,8 @@ static void jvp(const ofa_norm_jvp& c) {
                         if constexpr (WEIGHT_DOT) result = result + load(change + j) * (v * f.r);
                         put(out + j, result, streamed, span);
                     };
-                });
+                },
+                [=, &c](int64_t k) { jvp_in_double<T, WEIGHT_DOT>(c, i, k); });
         }
     });
 }
@@ -107,6 +136,7 @@ struct TangentSums {
 template <class A>
 struct TangentScalars {
     A r, of_g, of_x_dot, of_x, x_hat_x;
+    bool fit;
 };
 
 // dx' = -r^2 m (g - x_hat c) + r (g' - x_hat' c - x_hat c'), sorted by vectors
@@ -115,8 +145,31 @@ static TangentScalars<A> tangent_scalars(const TangentSums<A>& sums, Primal p, i
     const double n = static_cast<double>(columns), r = p.r, c = p.c;
     const double m = r * sums.x_dot_x.value() / n;
     const double c_dot = r * sums.g_dot_x.value() / n + r * (sums.x_dot_g.value() / n - m * c);
-    return {static_cast<A>(r), static_cast<A>(-r * r * m), static_cast<A>(-r * r * c),
-            static_cast<A>(r * r * (2 * r * m * c - c_dot)), static_cast<A>(r * r * m)};
+    const double of_x_dot = -r * r * c, of_x = r * r * (2 * r * m * c - c_dot), x_hat_x = r * r * m;
+    return {static_cast<A>(r), static_cast<A>(-x_hat_x), static_cast<A>(of_x_dot), static_cast<A>(of_x),
+            static_cast<A>(x_hat_x), fit<A>(r, {m, c, c_dot, of_x_dot, of_x, x_hat_x})};
+}
+
+template <class T, bool G_DOT, bool NEED_DW>
+static void backward_tangent(const ofa_norm_backward_tangent& c);
+
+// The same of row i of tangent k, its share of dw_dot added to own_dw.
+template <class T, bool G_DOT, bool NEED_DW>
+[[gnu::noinline, gnu::cold]] static void backward_tangent_in_double(const ofa_norm_backward_tangent& c, int64_t i,
+                                                                    int64_t k, Acc<T>* own_dw) {
+    const int64_t n = c.columns;
+    RowsInDouble rows(8, n);
+    ofa_norm_backward_tangent row = c;
+    make_double<T>(row, rows, i, k);
+    row.dy = rows.input(static_cast<const T*>(c.dy) + i * c.dy_stride, c.dtype);
+    if (c.dy_dot)
+        row.dy_dot = rows.input(static_cast<const T*>(c.dy_dot) + k * c.dy_dot_k + i * c.dy_dot_stride, c.dtype);
+    double* dx_dot = rows.output();
+    double* dw_dot = rows.output();
+    row.dx_dot = dx_dot, row.dw_dot = dw_dot;
+    backward_tangent<double, G_DOT, NEED_DW>(row);
+    pack_row<double>(dx_dot, n, c.dx_dot, c.dtype, k * c.rows + i);
+    if (NEED_DW) add_row<T>(dw_dot, n, own_dw);
 }
 
 // G_DOT: whether there is a weight_dot or a dy_dot; where one is absent it reads zeros.
@@ -125,7 +178,7 @@ static void backward_tangent(const ofa_norm_backward_tangent& c) {
     using A = Acc<T>;
     const int64_t n = c.columns, rows = c.rows, width = padded<T>(n), tangents = c.tangents;
     const int64_t x_dot_k = c.x_dot_k, dy_dot_k = c.dy_dot_k, weight_dot_k = c.weight_dot ? width : 0;
-    Scratch<A> weights, weight_dots, partial;
+    Scratch<A> weights, weight_dots;
     Scratch<T> no_rows;
     const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
     const A* w_dot =
@@ -139,18 +192,18 @@ static void backward_tangent(const ofa_norm_backward_tangent& c) {
     const bool streamed = prepare(dx_dot, tangents * rows * n * sizeof(T));
 
     const int64_t shares = threads_for(c.threads, rows, (tangents + 1) * rows * n);
-    A* dw_dot = NEED_DW ? partial.zeros(shares * tangents * width) : nullptr;
-    parallel(shares, [=, &c](int64_t share) {
-        const Part part(rows, share, shares);
-        A* own_dw = dw_dot + share * tangents * width;
-        for (int64_t i = part.begin; i < part.end; ++i) {
+    const Rows all(rows, shares);
+    const RowSums<T> dw_dot(all, NEED_DW ? tangents : 0, n);
+    parallel(shares, [=, &c, &dw_dot](int64_t share) {
+        A* own_dw = dw_dot.of(share);
+        const auto row = [=, &c](int64_t i) {
             const T* in = x + i * c.x_stride;
             const T* up = dy + i * c.dy_stride;
             const T* dot = x_dot + i * c.x_dot_stride;
             const T* up_dot = dy_dot + i * c.dy_dot_stride;
             const Primal primal = primal_of<T>(in, w, up, n, c.eps);
             row_groups<TangentSums<A>, COLUMNS<A>>(
-                0, tangents, n,
+                Part{0, tangents}, n,
                 [=](int64_t k, TangentSums<A>& sums) {
                     const T* direction = dot + k * x_dot_k;
                     const T* up_change = up_dot + k * dy_dot_k;
@@ -186,16 +239,47 @@ static void backward_tangent(const ofa_norm_backward_tangent& c) {
                         put(out + j, result, streamed, span);
                         if constexpr (NEED_DW) store(dw + j, load(dw + j) + dw_row);
                     };
-                });
-        }
+                },
+                [=, &c](int64_t k) { backward_tangent_in_double<T, G_DOT, NEED_DW>(c, i, k, own_dw + k * width); });
+        };
+        all.each_chain(
+            share,
+            [=](Part part) {
+                for (int64_t i = part.begin; i < part.end; ++i) row(i);
+            },
+            dw_dot);
     });
-    if (NEED_DW)
-        with_type(c.weight_dtype, [&](auto* type) {
-            using W = std::remove_pointer_t<decltype(type)>;
-            for (int64_t k = 0; k < tangents; ++k)
-                pack_sum<T>(dw_dot + k * width, shares, tangents * width, n, static_cast<W*>(c.dw_dot) + k * n,
-                            c.weight_dtype);
-        });
+    for (int64_t k = 0; NEED_DW && k < tangents; ++k) dw_dot.pack(k, c.dw_dot, c.weight_dtype);
+}
+
+// Padded rows that the gradients of one row and tangent are added to; those of weights may be unwanted.
+template <class A>
+struct JvpGradients {
+    A *dx, *dw, *dw_dot;
+};
+
+template <class T, bool WEIGHT_DOT>
+static void jvp_backward(const ofa_norm_jvp_backward& c);
+
+// The same of row i of tangent k, its shares added to the sums.
+template <class T, bool WEIGHT_DOT>
+[[gnu::noinline, gnu::cold]] static void jvp_backward_in_double(const ofa_norm_jvp_backward& c, int64_t i, int64_t k,
+                                                                JvpGradients<Acc<T>> sums) {
+    const int64_t n = c.columns;
+    RowsInDouble rows(9, n);
+    ofa_norm_jvp_backward row = c;
+    make_double<T>(row, rows, i, k);
+    row.dy = rows.input(static_cast<const T*>(c.dy) + k * c.dy_k + i * c.dy_stride, c.dtype);
+    double* dx = rows.output();
+    double* dw = rows.output();
+    double* dx_dot = rows.output();
+    double* dw_dot = rows.output();
+    row.dx = dx, row.dw = dw, row.dx_dot = dx_dot, row.dw_dot = dw_dot;
+    jvp_backward<double, WEIGHT_DOT>(row);
+    pack_row<double>(dx_dot, n, c.dx_dot, c.dtype, k * c.rows + i);
+    add_row<T>(dx, n, sums.dx);
+    add_row<T>(dw, n, sums.dw);
+    add_row<T>(dw_dot, n, sums.dw_dot);
 }
 
 // Gradients of the JVP: in x and w those of backward_tangent with dy_k for dy, summed over k; in x_dot and
@@ -205,7 +289,7 @@ static void jvp_backward(const ofa_norm_jvp_backward& c) {
     using A = Acc<T>;
     const int64_t n = c.columns, rows = c.rows, width = padded<T>(n), tangents = c.tangents;
     const int64_t x_dot_k = c.x_dot_k, dy_k = c.dy_k;
-    Scratch<A> weights, weight_dots, partial, partial_dot, sums_over_k;
+    Scratch<A> weights, weight_dots, sums_over_k;
     Scratch<T> no_rows;
     const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
     const A* w_dot = WEIGHT_DOT ? unpack<T>(c.weight_dot, c.weight_dtype, tangents, n, 0, weight_dots) : nullptr;
@@ -227,24 +311,24 @@ static void jvp_backward(const ofa_norm_jvp_backward& c) {
     struct Scalars {
         TangentScalars<A> tangent;
         A x_factor;
+        bool fit;
     };
     const int64_t shares = threads_for(c.threads, rows, (2 * tangents + 1) * rows * n);
-    A* dw = c.dw ? partial.zeros(shares * width) : nullptr;
-    A* dw_dot = c.dw_dot ? partial_dot.zeros(shares * tangents * width) : nullptr;
+    const Rows all(rows, shares, tangents);
+    const RowSums<T> dw(all, c.dw ? 1 : 0, n), dw_dot(all, c.dw_dot ? tangents : 0, n);
     A* dx_sums = sums_over_k.zeros(shares * width);
-    parallel(shares, [=, &c](int64_t share) {
-        const Part part(rows, share, shares);
+    parallel(shares, [=, &c, &dw, &dw_dot](int64_t share) {
         A* dx_sum = dx_sums + share * width;
-        A* own_dw = dw ? dw + share * width : nullptr;
-        A* own_dw_dot = dw_dot ? dw_dot + share * tangents * width : nullptr;
-        for (int64_t i = part.begin; i < part.end; ++i) {
+        A* own_dw = c.dw ? dw.of(share) : nullptr;
+        A* own_dw_dot = c.dw_dot ? dw_dot.of(share) : nullptr;
+        const auto row = [=, &c](int64_t i) {
             const T* in = x + i * c.x_stride;
             const T* up = dy + i * c.dy_stride;
             const T* dot = x_dot + i * c.x_dot_stride;
             const double r = primal_of<T>(in, w, nullptr, n, c.eps).r;
             std::fill(dx_sum, dx_sum + width, A(0));
             row_groups<Sums, COLUMNS<A>>(
-                0, tangents, n,
+                Part{0, tangents}, n,
                 [=](int64_t k, Sums& sums) {
                     const T* direction = dot + k * x_dot_k;
                     const T* up_k = up + k * dy_k;
@@ -263,7 +347,8 @@ static void jvp_backward(const ofa_norm_jvp_backward& c) {
                 [=](const Sums& sums, int64_t) {
                     const double mean_gx = sums.gx.value() / static_cast<double>(n);
                     const Primal primal{r, r * mean_gx};
-                    return Scalars{tangent_scalars(sums.tangent, primal, n), static_cast<A>(r * r * r * mean_gx)};
+                    const TangentScalars<A> tangent = tangent_scalars(sums.tangent, primal, n);
+                    return Scalars{tangent, static_cast<A>(r * r * r * mean_gx), tangent.fit};
                 },
                 [=](int64_t k, Scalars f) {
                     const T* direction = dot + k * x_dot_k;
@@ -284,19 +369,23 @@ static void jvp_backward(const ofa_norm_jvp_backward& c) {
                         if (own_dw) store(own_dw + j, load(own_dw + j) + d * (t * a.r - v * a.x_hat_x));
                         if (own_dw_dot) store(dw_k + j, load(dw_k + j) + d * (v * a.r));
                     };
+                },
+                [=, &c](int64_t k) {
+                    A* dw_k = own_dw_dot ? own_dw_dot + k * width : nullptr;
+                    jvp_backward_in_double<T, WEIGHT_DOT>(c, i, k, {dx_sum, own_dw, dw_k});
                 });
             T* out = dx + i * n;
             sweep<COLUMNS<A>>(0, n, [=](int64_t j, auto span) { put(out + j, load(dx_sum + j), false, span); });
-        }
+        };
+        all.each_chain(
+            share,
+            [=](Part part) {
+                for (int64_t i = part.begin; i < part.end; ++i) row(i);
+            },
+            dw, dw_dot);
     });
-    if (dw) pack_sum<T>(dw, shares, width, n, c.dw, c.weight_dtype);
-    if (dw_dot)
-        with_type(c.weight_dtype, [&](auto* type) {
-            using W = std::remove_pointer_t<decltype(type)>;
-            for (int64_t k = 0; k < tangents; ++k)
-                pack_sum<T>(dw_dot + k * width, shares, tangents * width, n, static_cast<W*>(c.dw_dot) + k * n,
-                            c.weight_dtype);
-        });
+    if (c.dw) dw.pack(0, c.dw, c.weight_dtype);
+    for (int64_t k = 0; c.dw_dot && k < tangents; ++k) dw_dot.pack(k, c.dw_dot, c.weight_dtype);
 }
 
 int norm_jvp(const ofa_norm_jvp& c) {

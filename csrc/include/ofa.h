@@ -6,7 +6,8 @@
  * one tangent to the next. Outputs are contiguous and overlap no input. A null pointer means "absent"
  * (inputs, whose strides must then be 0) or "not wanted" (outputs). Weights, weight tangents and their
  * gradients are contiguous and have `weight_dtype`. Results depend on `threads` only through the order in
- * which dw is summed, never on timing.
+ * which dw is summed, never on timing. Inputs may be as large as their type allows, up to 1e37, and as small as
+ * 1e-38 beside others near 1: a row whose products float32 does not hold is computed in double.
  */
 #ifndef OFA_H
 #define OFA_H
