@@ -141,4 +141,7 @@ def sum_partials(
         p = partials_ptr + o_row[:, None] * n_cols + o_col[None, :]
         b += tl.load(p, mask=(o_row < n_partials)[:, None] & m_col[None, :], other=0.0)  # [BLOCK_P, BLOCK_N]
 
-    tl.store(out_ptr + o_col, tl.sum(b, 0), mask=m_col)
+    b_out = tl.sum(b, 0)
+    if out_ptr.dtype.element_ty == tl.bfloat16:
+        b_out = b_out.to(tl.float32)  # from float64 the interpreter knows no cast to bfloat16
+    tl.store(out_ptr + o_col, b_out, mask=m_col)

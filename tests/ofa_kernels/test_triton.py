@@ -32,8 +32,6 @@ from tests.ofa_kernels.triton_checks import (
 pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
 
 TYPES = [(x, w) for x in (F64, F32, BF16, F16) for w in (F64, F32, BF16, F16)]
-# Triton's interpreter takes bfloat16 for an integer wherever it is cast from or to float64
-TYPES.remove((F64, BF16))
 CASES = [(types, 129) for types in TYPES] + [((F32, F32), n) for n in (1, 3, 70, 576)]
 
 cases = pytest.mark.parametrize(("types", "size"), CASES, ids=lambda case: str(case).replace("torch.", ""))
