@@ -191,7 +191,7 @@ def preconditioned_probes_backward(
         if STAGE != "sums":
             rstd = rstd_of(total_zz, n_cols, EPS, ACC)
             b_dw += b_q * rstd
-            b_dz = b_z * (-rstd * rstd * rstd * total_wq / n_cols)
+            b_dz = b_z * rstd * (-rstd * (rstd * total_wq / n_cols))
 
             tl.store(dz_ptr + i_row * n_cols + o_col, b_dz, mask=m_col)
     if STAGE != "sums":

@@ -57,12 +57,6 @@ def row_total(
 
 
 @triton.jit
-def square_root(a):
-    """The correctly rounded root: float32's plain one is approximate on a GPU."""
-    return tl.sqrt_rn(a) if a.dtype == tl.float32 else tl.sqrt(a)
-
-
-@triton.jit
 def rstd_of(squares, n_cols, EPS: tl.constexpr, ACC: tl.constexpr):
     """r = (mean(x²) + eps)^(-1/2) from a float64 sum; the float32 nearest to it, but for the sum's error."""
     n = tl.full([], n_cols, tl.float64)
@@ -71,7 +65,11 @@ def rstd_of(squares, n_cols, EPS: tl.constexpr, ACC: tl.constexpr):
         rstd = 1.0 / tl.sqrt(total / n)
     else:
         n_single = n.to(tl.float32)
-        rstd = tl.sqrt_rn(tl.div_rn(n_single, total.to(tl.float32)))
+        # float32 has no room for squares of what is above 1e19 or, without an eps, below 1e-19
+        scale = tl.where(total > 2.0**100, 2.0**-100, tl.where(total < 2.0**-100, 2.0**100, 1.0))
+        scale = scale.to(tl.float32)
+        scaled = (total * scale * scale).to(tl.float32)
+        rstd = tl.sqrt_rn(tl.div_rn(n_single, scaled)) * scale
         # one Newton step, because each of these two roundings can cost half an ULP; its residual alone is
         # float64, in which roots and quotients would be slow
         residual = n - total * (rstd.to(tl.float64) * rstd.to(tl.float64))

@@ -2,7 +2,7 @@
 
 import triton.language as tl
 
-from ofa_kernels.triton.row import kernel, multiple, square_root
+from ofa_kernels.triton.row import kernel, multiple
 
 
 @kernel
@@ -24,7 +24,7 @@ def step_lengths(
     i_step = i_out // n_rows
     i_row = i_out % n_rows
 
-    b = tl.zeros([BLOCK_N], dtype=ACC)
+    b = tl.zeros([BLOCK_N], dtype=tl.float64)  # float32 has no room for every square
     for i in range(0, tl.cdiv(n_cols, BLOCK_N)):
         o_col = i * BLOCK_N + tl.arange(0, BLOCK_N)
         m_col = o_col < n_cols
@@ -32,10 +32,10 @@ def step_lengths(
         p_after = z_ptr + multiple((i_step + 1) * stride_z_t + i_row * stride_z, UNIT) + o_col
         b_before = tl.load(p_before, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
         b_after = tl.load(p_after, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
-        b_step = b_after - b_before
+        b_step = (b_after - b_before).to(tl.float64)
         b += b_step * b_step
 
-    tl.store(out_ptr + i_out, square_root(tl.sum(b)))
+    tl.store(out_ptr + i_out, tl.sqrt(tl.sum(b)))
 
 
 @kernel
