@@ -3,9 +3,8 @@
 // called in double, for that row alone, on copies of its inputs.
 //
 // So the results of float32 and its narrower types are as right as ever where one of x, dy, the weight and the
-// tangents lies anywhere from 1e-38 to 1e37 and the others near 1, and where one of them lies up to 1e37 and the
-// others anywhere in that range, as long as the terms of the result are no larger. Of several that are all small,
-// products below 1e-38 lose digits.
+// tangents lies anywhere from 1e-38 to 1e37 and the others near 1, and where two of them do of which one is large,
+// as long as the terms of the result fit its type. Where all are small, products below 1e-38 lose digits.
 #pragma once
 
 #include <initializer_list>
