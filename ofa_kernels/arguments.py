@@ -26,22 +26,21 @@ def check_tensor(name: str, argument: str, t: Tensor) -> None:
 
 def check_norm(name: str, x: Tensor, weight: Tensor) -> None:
     """Raise unless x is [..., N] and weight [N], of types that there are kernels for, on one device."""
-    if not (
-        isinstance(x, Tensor)
-        and isinstance(weight, Tensor)
-        and x.dtype in KERNEL_DTYPES
-        and weight.dtype in KERNEL_DTYPES
-        and x.layout is weight.layout is torch.strided
-    ):
+    try:
+        fit = x.dtype in KERNEL_DTYPES and weight.dtype in KERNEL_DTYPES and x.device == weight.device
+        sizes = x.shape
+    except (AttributeError, RuntimeError):  # what is no tensor, or one without sizes
+        fit, sizes = False, ()
+    if not fit:
         check_tensor(name, "x", x)
         check_tensor(name, "weight", weight)
-    if x.dim() == 0 or x.shape[-1] == 0 or weight.shape != x.shape[-1:]:
+        if x.device != weight.device:
+            raise ValueError(f"{name}: x is on {x.device} and weight on {weight.device}; move one of them")
+    if not sizes or sizes[-1] == 0 or weight.shape != sizes[-1:]:
         raise ValueError(
             f"{name}: weight must be [N] for an x of [..., N] with N >= 1, got {tuple(weight.shape)} "
             f"for {tuple(x.shape)}"
         )
-    if x.device != weight.device:
-        raise ValueError(f"{name}: x is on {x.device} and weight on {weight.device}; move one of them")
 
 
 def ones_for(name: str, x: Tensor) -> Tensor:
@@ -63,6 +62,8 @@ def real_numbers(name: str, **values: object) -> list[float]:
 
 def integer(name: str, argument: str, value: object) -> int:
     """The value as an int; a bool, a float or a tensor is refused."""
+    if type(value) is int:
+        return value
     try:
         if isinstance(value, (bool, Tensor)):
             raise TypeError

@@ -171,8 +171,7 @@ def _backward(ctx, x, weight, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, 
     """(dx + ds, dw), by the kernel alone where nothing watches."""
     if first_order():
         kernels = ready(ctx.kernels, x, weight, dy, ds)
-        inputs = x, weight, matching(dy, x), matching(ds, x)
-        return kernels.rms_norm_backward(*inputs, ctx.eps, ctx.offset, need_dx, need_dw)
+        return kernels.rms_norm_backward(x, weight, dy, ds, ctx.eps, ctx.offset, need_dx, need_dw)
     dx, dw = RMSNormBackward.apply(x, weight, dy, ctx.kernels, ctx.eps, ctx.offset, need_dx, need_dw)
     if not need_dx:
         return None, dw
@@ -196,7 +195,7 @@ class RMSNormBackward(Composed):
     @staticmethod
     def forward(x, weight, dy, kernels, eps, offset, need_dx, need_dw):
         kernels = ready(kernels, x, weight, dy)
-        return kernels.rms_norm_backward(x, weight, matching(dy, x), None, eps, offset, need_dx, need_dw)
+        return kernels.rms_norm_backward(x, weight, dy, None, eps, offset, need_dx, need_dw)
 
     @classmethod
     def backward(cls, ctx, u, v):
@@ -286,7 +285,7 @@ class RMSNormBackwardTangent(Composed):
     def forward(x, weight, dy, x_dot, weight_dot, dy_dot, kernels, eps, offset, need_dw):
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot, dy_dot)
         tangents = matching(x_dot, x), matching(weight_dot, weight), matching(dy_dot, x)
-        return kernels.rms_norm_backward_tangent(x, weight, matching(dy, x), *tangents, eps, offset, need_dw)
+        return kernels.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, need_dw)
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
@@ -313,5 +312,5 @@ class RMSNormJvpBackward(Composed):
     @staticmethod
     def forward(x, weight, dy, x_dot, weight_dot, kernels, eps, offset, need_dw, need_dw_dot):
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot)
-        inputs = x, weight, matching(dy, x), matching(x_dot, x), matching(weight_dot, weight)
+        inputs = x, weight, dy, matching(x_dot, x), matching(weight_dot, weight)
         return kernels.rms_norm_jvp_backward(*inputs, eps, offset, need_dw, need_dw_dot)

@@ -8,24 +8,15 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet, _dispatch_keys
+
+from ofa_kernels import formulas
 
 KERNEL_DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 _CLASSES = frozenset((Tensor, torch.nn.Parameter))
-# what PyTorch knows of a tensor that is nothing but memory; every other mark (lazily negated, zeros that were
-# never written, a wrapper of a transform, sparse, …) means that its values are not what lies at its address
-_MEMORY = (
-    "Dense", "CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA",
-)  # fmt: skip
-_FOREIGN = ~0
-for _key in _MEMORY:
-    _FOREIGN &= ~DispatchKeySet(getattr(DispatchKey, _key)).raw_repr()
-
-_FORMULAS = "ofa_kernels.formulas"
 
 dispatch_modes = torch._C._len_torch_dispatch_stack
 tracing = torch._C._is_tracing  # by torch.jit.trace
-_transforming = torch._C._are_functorch_transforms_active
+transforming = torch._C._are_functorch_transforms_active
 
 
 class _Checked:
@@ -42,22 +33,36 @@ class _Checked:
         return call
 
 
+def ready(kernels: ModuleType, *tensors: Tensor | None) -> ModuleType:
+    """The kernels where every tensor is memory and nobody watches; else the module that can stand in.
+
+    What is no memory has no address: subclasses, wrappers of transforms, fake tensors, zeros that were never
+    written, sparse ones. Lazily negated views have one, at which the values are not.
+    """
+    try:
+        for t in tensors:
+            if t is not None and (type(t) not in _CLASSES or not t.data_ptr() or t.is_neg()):
+                return _stand_in(kernels, tensors)
+    except RuntimeError:  # there is no storage to have an address
+        return _stand_in(kernels, tensors)
+    return _stand_in(kernels, tensors) if dispatch_modes() or tracing() else kernels
+
+
+def _is_memory(t: Tensor) -> bool:
+    try:
+        return type(t) in _CLASSES and not t.is_neg() and (t.data_ptr() or _is_freed_or_empty(t))
+    except RuntimeError:
+        return False
+
+
+def _is_freed_or_empty(t: Tensor) -> bool:
+    return t.device.type in ("cpu", "cuda") and not (t._is_zerotensor() or torch._is_functional_tensor(t))
+
+
 def check_memory(t: Tensor) -> None:
     """Raise RuntimeError where a tensor's storage was freed, which PyTorch itself dies of."""
     if _is_memory(t) and not t.data_ptr() and t.numel():
         raise RuntimeError(f"the memory of a tensor of {tuple(t.shape)} was freed; fill it again")
-
-
-def _is_memory(t: Tensor) -> bool:
-    return type(t) in _CLASSES and not _dispatch_keys(t).raw_repr() & _FOREIGN
-
-
-def ready(kernels: ModuleType, *tensors: Tensor | None) -> ModuleType:
-    """The kernels where every tensor is memory and nobody watches; else the module that can stand in."""
-    for t in tensors:
-        if t is not None and not (_is_memory(t) and t.data_ptr()):
-            return _stand_in(kernels, tensors)
-    return _stand_in(kernels, tensors) if dispatch_modes() or tracing() else kernels
 
 
 def _stand_in(kernels: ModuleType, tensors: tuple[Tensor | None, ...]) -> ModuleType:
@@ -67,7 +72,7 @@ def _stand_in(kernels: ModuleType, tensors: tuple[Tensor | None, ...]) -> Module
     """
     from torch._subclasses import FakeTensor
 
-    from ofa_kernels import formulas, operators
+    from ofa_kernels import operators
 
     faked = composed = False
     for t in tensors:
@@ -86,26 +91,31 @@ def _stand_in(kernels: ModuleType, tensors: tuple[Tensor | None, ...]) -> Module
 
 def at_call(kernels: ModuleType, *tensors: Tensor) -> ModuleType | None:
     """The kernels for a call of a public operator; None where PyTorch composes all of it."""
-    if _transforming():
-        return None if kernels.__name__ == _FORMULAS else _Checked(kernels)
+    if transforming():
+        return None if kernels is formulas else _Checked(kernels)
     found = ready(kernels, *tensors)
-    return None if _FORMULAS in (found.__name__, kernels.__name__) else found
+    if found is not formulas:
+        return found
+    for t in tensors:
+        if t.layout is not torch.strided:
+            raise TypeError(f"tensors must be dense, got one that is {t.layout}; use .to_dense()")
+    return None
 
 
 def matching(t: Tensor | None, like: Tensor) -> Tensor | None:
-    """A gradient, tangent or residual [*K, *like.shape] in the type of what it belongs to.
+    """A tangent [*K, *like.shape] in the type of what it belongs to; gradients are so by PyTorch's own hand.
 
     Raises:
-        ValueError: its shape is another one.
+        ValueError: it is of other sizes or on another device.
         TypeError: its values are complex.
     """
-    if t is None or (t.dtype == like.dtype and t.shape == like.shape):
+    if t is None or (t.dtype == like.dtype and t.shape == like.shape and t.device == like.device):
         return t
-    if t.shape[max(t.dim() - like.dim(), 0) :] != like.shape:
+    if t.shape[max(t.dim() - like.dim(), 0) :] != like.shape or t.device != like.device:
         raise ValueError(
-            f"a gradient or tangent of a tensor of {tuple(like.shape)} must end in these sizes, got "
-            f"{tuple(t.shape)}"
+            f"a tangent must end in its tensor's sizes, {tuple(like.shape)}, and be on {like.device}, got "
+            f"{tuple(t.shape)} on {t.device}"
         )
     if t.is_complex():
-        raise TypeError(f"a gradient or tangent of a {like.dtype} tensor must be real, got {t.dtype}")
+        raise TypeError(f"a tangent of a {like.dtype} tensor must be real, got {t.dtype}")
     return t if t.dtype == like.dtype else t.to(like.dtype)

@@ -17,6 +17,17 @@ def plain_call() -> bool:
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether anything would ask how the result depends on the tensors."""
+    if not plain_call():
+        return True
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t.requires_grad:
+                return True
+    return False
+
+
 def first_order() -> bool:
     """Whether a backward pass runs without being recorded itself."""
     return not torch.is_grad_enabled() and plain_call()

@@ -83,8 +83,10 @@ def backend_for(x: Tensor) -> str:
         ValueError: `OFA_BACKEND` names no backend.
         RuntimeError: the forced backend can't serve x.
     """
-    if torch.compiler.is_compiling():
-        return "reference"
+    return "reference" if torch.compiler.is_compiling() else _backend_for(x)
+
+
+def _backend_for(x: Tensor) -> str:
     forced = _forced()
     if forced in _REFUSES:
         if reason := _REFUSES[forced](x):
@@ -98,19 +100,16 @@ def backend_for(x: Tensor) -> str:
     return best if _REFUSES[best](x) is None else "reference"
 
 
-def _module(backend: str) -> ModuleType | None:
+def kernels_of(x: Tensor) -> ModuleType:
+    """The functions that serve memory on x's device, whoever watches: a backend's, else the formulas."""
+    backend = _backend_for(x)
     if backend == "native":
         return native
     if backend == "triton":
         from ofa_kernels.triton import launch
 
         return launch
-    return None
-
-
-def kernels_of(x: Tensor) -> ModuleType:
-    """The functions that serve memory on x's device, whoever watches: a backend's, else the formulas."""
-    return _module(backend_for(x)) or formulas
+    return formulas
 
 
 def kernels_for(*tensors: Tensor) -> ModuleType | None:

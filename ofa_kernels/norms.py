@@ -7,15 +7,10 @@ from ofa_kernels import reference
 from ofa_kernels.arguments import check_norm, check_tensor, ones_for, real_numbers
 from ofa_kernels.autograd import AddRMSNorm, LayerNorm, RMSNorm, RMSNormJvp
 from ofa_kernels.boundary import tracing
-from ofa_kernels.composed import plain_call
+from ofa_kernels.composed import differentiated
 from ofa_kernels.dispatch import kernels_for
 
 ROUNDINGS = ("hf", "fp32")
-
-
-def _differentiated(*tensors: Tensor) -> bool:
-    """Whether anything would ask how the result depends on the tensors."""
-    return not plain_call() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def rms_norm(
@@ -55,7 +50,7 @@ def rms_norm(
     kernels = kernels_for(x, weight)
     if kernels is None:
         return reference.rms_norm(x, weight, eps, offset, rounding)
-    if _differentiated(x, weight):
+    if differentiated(x, weight):
         return RMSNorm.apply(x, weight, kernels, eps, offset, rounding)
     return kernels.rms_norm_forward(x, weight, eps, offset, rounding)
 
@@ -105,7 +100,7 @@ def add_rms_norm(
     kernels = kernels_for(x, residual, weight)
     if kernels is None:
         return reference.add_rms_norm(x, residual, weight, eps, offset, rounding)
-    if _differentiated(x, residual, weight):
+    if differentiated(x, residual, weight):
         return AddRMSNorm.apply(x, residual, weight, kernels, eps, offset, rounding)
     return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
 
@@ -134,6 +129,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps
     if weight is None:
         weight = ones_for("layer_norm", x)
     check_norm("layer_norm", x, weight)
+    check_tensor("layer_norm", "x", x)
+    check_tensor("layer_norm", "weight", weight)
     if bias is not None:
         check_norm("layer_norm", x, bias)
     if type(eps) is not float:
@@ -141,7 +138,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps
     if torch.compiler.is_compiling() or tracing():
         return reference.layer_norm(x, weight, bias, eps)
     parameters = (weight,) if bias is None else (weight, bias)
-    norm = LayerNorm.apply if _differentiated(x, *parameters) else LayerNorm.forward
+    norm = LayerNorm.apply if differentiated(x, *parameters) else LayerNorm.forward
     return norm(x, weight, bias, eps, [])
 
 
@@ -185,4 +182,6 @@ def rms_norm_jvp(
     kernels = kernels_for(x, x_dot, weight)
     if kernels is None:
         return reference.rms_norm_jvp(x, weight, x_dot, None, eps, offset)
-    return RMSNormJvp.apply(x, weight, x_dot, None, kernels, eps, offset)
+    if differentiated(x, weight, x_dot):
+        return RMSNormJvp.apply(x, weight, x_dot, None, kernels, eps, offset)
+    return kernels.rms_norm_jvp(x, weight, x_dot, None, eps, offset)

@@ -16,8 +16,8 @@ from ofa_kernels.arguments import (
     integer,
     real_numbers,
 )
-from ofa_kernels.boundary import KERNEL_DTYPES, matching, ready
-from ofa_kernels.composed import Composed, first_order
+from ofa_kernels.boundary import KERNEL_DTYPES, ready
+from ofa_kernels.composed import Composed, differentiated, first_order
 from ofa_kernels.dispatch import kernels_for
 from ofa_kernels.reference import Seed
 
@@ -84,7 +84,6 @@ class _Signs(Composed):
 
     @staticmethod
     def forward(ids, layers, seed, kernels, n_cols, n_probes, number, dtype):
-        kernels = ready(kernels, ids, layers, seed)
         return kernels.rademacher(n_cols, ids, n_probes, layers, number if seed is None else seed, dtype)
 
     @classmethod
@@ -179,7 +178,6 @@ class _PreconditionedProbes(Composed):
 
     @staticmethod
     def forward(z, weight, ids, seed, kernels, eps, offset, number, n_probes, layer):
-        kernels = ready(kernels, z, weight, ids, seed)
         seed = number if seed is None else seed
         return kernels.preconditioned_probes(z, weight, eps, offset, seed, n_probes, ids, layer)
 
@@ -190,8 +188,7 @@ class _PreconditionedProbes(Composed):
         (z, weight, ids, seed), (kernels, eps, offset, number, _, layer) = ctx.saved_tensors, ctx.options
         kernels = ready(kernels, z, weight, dp, ids, seed)
         seed = number if seed is None else seed
-        inputs = z, weight, matching(dp, z)
-        dz, dw = kernels.preconditioned_probes_backward(*inputs, eps, offset, seed, ids, layer)
+        dz, dw = kernels.preconditioned_probes_backward(z, weight, dp, eps, offset, seed, ids, layer)
         return dz, dw, *(None,) * 8
 
 
@@ -211,7 +208,7 @@ class _ProbeDot(Composed):
 
     @staticmethod
     def forward(t, ids, seed, kernels, number, layer):
-        return ready(kernels, t, ids, seed).probe_dot(t, number if seed is None else seed, ids, layer)
+        return kernels.probe_dot(t, number if seed is None else seed, ids, layer)
 
     @classmethod
     def backward(cls, ctx, ddot):
@@ -246,13 +243,13 @@ def probe_dot(t: Tensor, seed: int | Tensor, example_ids: Tensor | None = None, 
         raise ValueError(f"probe_dot: t must be [n_probes, ..., D] with both >= 1, got {tuple(t.shape)}")
     ids = checked_ids("probe_dot", t.shape[1:-1], example_ids, t.device)
     seed, number = _split(checked_seed(seed, t.device))
-    t = t.resolve_neg()  # PyTorch can't reshape a dual number whose value is lazily negated
+    t = t.resolve_neg()  # PyTorch has no views of a negated dual number
     flat, kernels = t.reshape(t.shape[0], ids.numel(), t.shape[-1]), kernels_for(t, ids)
     options = kernels, number, _checked_layer("probe_dot", layer)
     if kernels is None:
         dots = _ProbeDot.formula(options)(flat, ids, seed)
     else:
-        dots = _ProbeDot.apply(flat, ids, seed, *options)
+        dots = (_ProbeDot.apply if differentiated(t) else _ProbeDot.forward)(flat, ids, seed, *options)
     return dots.reshape(t.shape[:-1])
 
 
@@ -289,15 +286,17 @@ def preconditioned_probes(
     """
     name = "preconditioned_probes"
     check_norm(name, z, weight)
-    eps, offset = real_numbers(name, eps=eps, offset=offset)
+    if type(eps) is not float or type(offset) is not float:
+        eps, offset = real_numbers(name, eps=eps, offset=offset)
     n_probes, layer = _checked_count(name, n_probes), _checked_layer(name, layer)
     ids = checked_ids(name, z.shape[:-1], example_ids, z.device)
     seed, number = _split(checked_seed(seed, z.device))
-    z = z.resolve_neg()  # PyTorch can't reshape a dual number whose value is lazily negated
+    z = z.resolve_neg()  # PyTorch has no views of a negated dual number
     flat, kernels = z.reshape(ids.numel(), z.shape[-1]), kernels_for(z, weight, ids)
     options = kernels, eps, offset, number, n_probes, layer
     if kernels is None:
         probes = _PreconditionedProbes.formula(options)(flat, weight, ids, seed)
     else:
-        probes = _PreconditionedProbes.apply(flat, weight, ids, seed, *options)
+        make = _PreconditionedProbes.apply if differentiated(z, weight) else _PreconditionedProbes.forward
+        probes = make(flat, weight, ids, seed, *options)
     return probes.reshape(n_probes, *z.shape)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ofa_kernels import boundary, reference
 from ofa_kernels.arguments import check_tensor
-from ofa_kernels.boundary import matching, ready
+from ofa_kernels.boundary import ready
 from ofa_kernels.composed import Composed, first_order
 from ofa_kernels.dispatch import kernels_for
 
@@ -21,7 +21,7 @@ class _StepLengths(Composed):
 
     @staticmethod
     def forward(states, kernels):
-        return ready(kernels, states).step_lengths(states)
+        return kernels.step_lengths(states)
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):
@@ -34,7 +34,7 @@ class _StepLengths(Composed):
             return super().backward(ctx, dlengths)
         (states,), lengths = ctx.saved_tensors, ctx.lengths
         kernels = ready(ctx.options[0], states, lengths, dlengths)
-        return kernels.step_lengths_backward(states, lengths, matching(dlengths, lengths)), None
+        return kernels.step_lengths_backward(states, lengths, dlengths), None
 
 
 def _step_lengths(states: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def step_ratio(states: Tensor, per_step: bool = False) -> Tensor | tuple[Tensor,
         raise ValueError(
             f"step_ratio: states must be [T+1, B, D] with T, B, D >= 1, got {tuple(states.shape)}"
         )
-    lengths = _step_lengths(states)  # [T, B]
+    lengths = _step_lengths(states.resolve_neg())  # [T, B]; PyTorch has no views of a negated dual number
     if _has_value(lengths):
         _check_lengths(lengths[:-1])
     ratios = lengths[1:] / lengths[:-1]

@@ -73,6 +73,7 @@ REFUSED = [
     (("step_ratio",), "states", [1.0], TypeError, "states must be a tensor, got list"),
     (("rms_norm",), "weight", W.to(torch.float8_e4m3fn), TypeError, "weight must be floating point .float64"),
     (("layer_norm",), "weight", W.to_sparse(), TypeError, "weight must be dense, got torch.sparse_coo"),
+    (NORMS, "weight", W.to_sparse(), TypeError, "must be dense, got one that is torch.sparse_coo"),
 ]
 WORKS = [
     (NORMS, "eps", 0, 0.0),
@@ -92,8 +93,8 @@ WORKS = [
 
 def rows(table):
     return [
-        pytest.param(name, *row, id=f"{name}-{row[0]}-{row[1]!r}"[:60].replace("\n", ""))
-        for names, *row in table
+        pytest.param(name, *row, id=f"{name}-{row[0]}-{i}")
+        for i, (names, *row) in enumerate(table)
         for name in names
     ]
 

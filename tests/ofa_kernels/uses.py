@@ -196,6 +196,16 @@ def batched_gradient(f, args):
     return torch.autograd.grad(y, leaves, torch.stack([y.cos(), y.sin()]), is_grads_batched=True)
 
 
+def gradient_of_batched(f, args):
+    leaves = _leaves(args)
+    y = f(*leaves)
+    grads = torch.autograd.grad(
+        y, leaves, torch.stack([y.cos(), y.sin()]), is_grads_batched=True, create_graph=True
+    )
+    found = torch.autograd.grad(sum(weighed(0.3 * g) for g in grads), leaves, allow_unused=True)
+    return tuple(g for g in found if g is not None)
+
+
 def batched_second_gradient(f, args):
     leaves = _leaves(args)
     first = torch.autograd.grad(weighed(f(*leaves)), leaves, create_graph=True)
@@ -298,6 +308,7 @@ USES: dict[str, tuple[Callable, Callable | None]] = {
     "gradient of a pullback": (gradient_of_pullback, None),
     "is_grads_batched": (batched_gradient, None),
     "is_grads_batched at second order": (batched_second_gradient, None),
+    "gradient of is_grads_batched": (gradient_of_batched, None),
     "second order": (partial(high_order, 2), None),
     "third order": (partial(high_order, 3), None),
     "fourth order": (partial(high_order, 4), None),
