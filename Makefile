@@ -25,7 +25,7 @@ demo: $(READY)  ## fetch a model and tweets, learn from 5 per class, compare fou
 	$(BIN)/ofa demo
 
 test: $(READY)  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 optional: $(READY)  ## install torchao, bitsandbytes and kernels, and run the tests that need them
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt bitsandbytes kernels torchao
@@ -47,7 +47,7 @@ aot: $(READY) $(OLDEST_TRITON)  ## compile every Triton kernel for three archite
 	$(BIN)/python -m benchmarks.aot --write benchmarks/aot.md
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.aot --write benchmarks/aot-3.6.0.md
 
-sanitize: $(READY)  ## run the C++ kernels on fuzzed shapes and strides under the address and UB sanitizers
+sanitize: $(READY)  ## run the C++ kernels, fuzzed and from Python, under the address and UB sanitizers
 	$(BIN)/python -m benchmarks.sanitize
 
 copies: $(READY)  ## time every operator beside a copy, eager PyTorch and torch.compile, taking turns
@@ -69,7 +69,7 @@ gpu-rehearse: $(GPU_READY)  ## the same without a GPU, with the Python, PyTorch 
 
 gpu-cache: $(GPU_READY)  ## compile for sm_90 what `make gpu` launches, for a machine of the same Triton
 	mkdir -p build && rm -f build/launches.jsonl
-	$(GPU_VENV)/bin/python -m pytest tests/ofa_kernels -q -k triton -p benchmarks.gpu.launches --launches build/launches.jsonl
+	$(GPU_VENV)/bin/python -m pytest tests/ofa_kernels -q -k triton -m 'not host' -p benchmarks.gpu.launches --launches build/launches.jsonl
 	$(GPU_VENV)/bin/python -m benchmarks.gpu.cache build/launches.jsonl
 
 bench: $(READY)  ## measure against eager PyTorch and the authors' step, and print the table

@@ -20,6 +20,7 @@ from ofa.adapter import OFA_CONFIG, load_adapter, read_config, save_adapter
 from ofa.fewshot.tasks import Task
 from ofa.inputs import as_labels, as_texts
 from ofa.labels import Classes
+from ofa.languages import warn_of_unknown_language
 from ofa.objective import OFAConfig
 from ofa.patch import patch_model, set_gammas
 from ofa.scoring import Scores, score
@@ -107,6 +108,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         task = self._task(classes.words)
         shots = [{"text": t, "label": n} for t, n in zip(texts, classes.numbers(labels), strict=True)]
         model, tokenizer = self._loaded()
+        warn_of_unknown_language(tokenizer, texts)
         set_gammas(model, getattr(self, "gamma_", None) if self.warm_start else None)
         result = fit(model, tokenizer, task, shots, self.config, self.progress, checkpoint=checkpoint)
         self._keep(task, classes)

@@ -275,7 +275,7 @@ def compare(
         str, typer.Option(help="Of your own files: holds {text} once; \\n is a new line.")
     ] = "Text: {text}\\nLabel:",
     whole_words: Annotated[
-        bool, typer.Option("--whole-words", help="Score label words by all of their tokens, not the first.")
+        bool, typer.Option("--whole-words", help="Train on and score all tokens of the label words.")
     ] = False,
     label_words: LabelWords = "",
     text_column: TextColumn = "text",

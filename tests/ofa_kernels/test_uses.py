@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from torch.func import jvp, vjp
 from torch.utils._pytree import tree_leaves
 
+import ofa_kernels as ok
 from tests.ofa_kernels.uses import KINDS, OPERATORS, USES, linear_gradient, value
 
 pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
@@ -40,6 +41,31 @@ def test_every_use(backend, name, use):
     operator = OPERATORS[name]
     truth = (like or run)(operator.formula, operator.arguments())
     check(run(operator.call, operator.arguments()), truth)
+
+
+@operators
+def test_a_fake_mode_over_real_tensors_computes_nothing(backend, name):
+    operator = OPERATORS[name]
+    expected = operator.formula(*operator.arguments())
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        y = operator.call(*operator.arguments())
+    assert type(y).__name__ == "FakeTensor" and (y.shape, y.dtype) == (expected.shape, expected.dtype)
+
+
+def test_signs_are_deaf_to_a_default_device(backend):
+    with torch.device("meta"):
+        signs = ok.rademacher((2, 8), 0, device="cpu")
+    assert torch.equal(signs, ok.rademacher((2, 8), 0))
+
+
+def test_the_third_order_of_layer_norm():
+    """Of the weights 0, 1, 2 on y and 1, 2, 0 on each gradient, three times."""
+    x = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    total = ok.layer_norm(x, None, None, 1e-5) @ torch.arange(3.0, dtype=torch.float64)
+    for _ in range(3):
+        (g,) = torch.autograd.grad(total, x, create_graph=True)
+        total = g @ torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)
+    assert total.item() == pytest.approx(0.25656, abs=1e-5)  # PyTorch's own gives -2.854
 
 
 def named(error: Exception) -> bool:
