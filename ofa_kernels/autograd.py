@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ofa_kernels import reference
-from ofa_kernels.boundary import matching, ready
+from ofa_kernels.boundary import along, matching, ready
 from ofa_kernels.composed import Composed, Operator, first_order, in_forward_mode, legacy_batched
 
 
@@ -246,7 +246,7 @@ class RMSNormJvp(Composed):
     @staticmethod
     def forward(x, weight, x_dot, weight_dot, kernels, eps, offset):
         kernels = ready(kernels, x, weight, x_dot, weight_dot)
-        tangents = matching(x_dot, x), matching(weight_dot, weight)
+        tangents = along(kernels, (x_dot, x), (weight_dot, weight))
         return kernels.rms_norm_jvp(x, weight, *tangents, eps, offset)
 
     @classmethod
@@ -284,7 +284,7 @@ class RMSNormBackwardTangent(Composed):
     @staticmethod
     def forward(x, weight, dy, x_dot, weight_dot, dy_dot, kernels, eps, offset, need_dw):
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot, dy_dot)
-        tangents = matching(x_dot, x), matching(weight_dot, weight), matching(dy_dot, x)
+        tangents = along(kernels, (x_dot, x), (weight_dot, weight), (dy_dot, x))
         return kernels.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, need_dw)
 
     @classmethod
@@ -312,5 +312,5 @@ class RMSNormJvpBackward(Composed):
     @staticmethod
     def forward(x, weight, dy, x_dot, weight_dot, kernels, eps, offset, need_dw, need_dw_dot):
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot)
-        inputs = x, weight, dy, matching(x_dot, x), matching(weight_dot, weight)
-        return kernels.rms_norm_jvp_backward(*inputs, eps, offset, need_dw, need_dw_dot)
+        tangents = along(kernels, (x_dot, x), (weight_dot, weight))
+        return kernels.rms_norm_jvp_backward(x, weight, dy, *tangents, eps, offset, need_dw, need_dw_dot)

@@ -119,3 +119,10 @@ def matching(t: Tensor | None, like: Tensor) -> Tensor | None:
     if t.is_complex():
         raise TypeError(f"a tangent of a {like.dtype} tensor must be real, got {t.dtype}")
     return t if t.dtype == like.dtype else t.to(like.dtype)
+
+
+def along(kernels: ModuleType, *pairs: tuple[Tensor | None, Tensor]) -> list[Tensor | None]:
+    """Tangents beside what they belong to, as kernels need them; the formulas see to it themselves."""
+    if kernels is formulas:
+        return [t for t, _ in pairs]
+    return [matching(t, like) for t, like in pairs]

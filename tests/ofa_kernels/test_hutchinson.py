@@ -132,7 +132,7 @@ def test_standard_error_has_no_gradient(problem):
 Z, P = torch.ones(2, 3), torch.ones(3)
 MISTAKES = {
     "one row without its dimension": (
-        r"\[rows, D\], got \(3,\)",
+        r"\[rows, D\] with D >= 1, got \(3,\)",
         lambda: hutchinson_trace(torch.tanh, P, P, 1, 0),
     ),
     "other method": ("'central'", lambda: hutchinson_trace(torch.tanh, Z, P, 1, 0, method="central")),

@@ -206,7 +206,7 @@ MISTAKES = {
     "negative seed": ("64-bit unsigned integer, got -1", lambda: rademacher((2,), -1)),
     "long seed": ("64-bit unsigned integer", lambda: rademacher((2,), 2**64)),
     "no sizes": ("1 to 4 sizes", lambda: rademacher((), 0)),
-    "five sizes": (r"1 to 4 sizes, got \(1, 1, 1, 1, 1\)", lambda: rademacher((1,) * 5, 0)),
+    "five sizes": (r"1 to 4 sizes of 0 or more, got \(1, 1, 1, 1, 1\)", lambda: rademacher((1,) * 5, 0)),
     "no probes": ("at least 1, got 0", lambda: preconditioned_probes(Z, W, EPS, 0, 0)),
     "other weight": (r"\(4,\) for \(2, 3\)", lambda: preconditioned_probes(Z, torch.ones(4), EPS, 0, 1)),
     "long seed of probes": ("64-bit", lambda: preconditioned_probes(Z, W, EPS, 2**64, 1)),

@@ -101,7 +101,7 @@ def test_a_last_step_of_nothing_has_no_gradient(backend, device):
 
 @pytest.mark.parametrize("shape", [(3, 4), (1, 2, 3), (3, 0, 4)], ids=str)
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"must be \[T\+1, B, D\] with T, B >= 1"):
+    with pytest.raises(ValueError, match=r"must be \[T\+1, B, D\] with T, B, D >= 1"):
         step_ratio(torch.ones(shape))
 
 
