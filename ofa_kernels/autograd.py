@@ -35,7 +35,7 @@ class RMSNorm(Operator):
 
     @staticmethod
     def forward(x, weight, kernels, eps, offset, rounding):
-        return kernels.rms_norm_forward(x, weight, eps, offset, rounding)
+        return ready(kernels, x, weight).rms_norm_forward(x, weight, eps, offset, rounding)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -80,6 +80,7 @@ class AddRMSNorm(Operator):
 
     @staticmethod
     def forward(x, residual, weight, kernels, eps, offset, rounding):
+        kernels = ready(kernels, x, residual, weight)
         return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
 
     @staticmethod

@@ -19,20 +19,6 @@ tracing = torch._C._is_tracing  # by torch.jit.trace
 transforming = torch._C._are_functorch_transforms_active
 
 
-class _Checked:
-    """Kernels that look at their tensors themselves: within a transform of torch.func all are wrappers."""
-
-    def __init__(self, kernels: ModuleType):
-        self._kernels = kernels
-
-    def __getattr__(self, name: str):
-        def call(*arguments):
-            tensors = (a for a in arguments if isinstance(a, Tensor))
-            return getattr(ready(self._kernels, *tensors), name)(*arguments)
-
-        return call
-
-
 def ready(kernels: ModuleType, *tensors: Tensor | None) -> ModuleType:
     """The kernels where every tensor is memory and nobody watches; else the module that can stand in.
 
@@ -90,9 +76,12 @@ def _stand_in(kernels: ModuleType, tensors: tuple[Tensor | None, ...]) -> Module
 
 
 def at_call(kernels: ModuleType, *tensors: Tensor) -> ModuleType | None:
-    """The kernels for a call of a public operator; None where PyTorch composes all of it."""
+    """The kernels for a call of a public operator; None where PyTorch composes all of it.
+
+    Within a transform of torch.func every tensor is a wrapper; the Functions look at what is inside.
+    """
     if transforming():
-        return None if kernels is formulas else _Checked(kernels)
+        return None if kernels is formulas else kernels
     found = ready(kernels, *tensors)
     if found is not formulas:
         return found

@@ -69,8 +69,10 @@ def _present(
 
 def _functionalizing() -> bool:
     """Whether `torch.func.functionalize` is among the transforms: it has no rule for a Function."""
-    stack = torch._C._functorch.get_interpreter_stack()
-    return any(level.key() == TransformType.Functionalize for level in stack)
+    for level in torch._C._functorch.get_interpreter_stack():
+        if level.key() == TransformType.Functionalize:
+            return True
+    return False
 
 
 class Operator(Function):
@@ -125,7 +127,7 @@ class Composed(Operator):
     @classmethod
     def apply(cls, *arguments):
         """As `Operator.apply`; composed where `is_grads_batched` asks, whose vmap knows no Function."""
-        if legacy_batched(*arguments[: cls.n_tensors]):
+        if not torch._C._are_functorch_transforms_active() and legacy_batched(*arguments[: cls.n_tensors]):
             return cls.composed(*arguments)
         return super().apply(*arguments)
 

@@ -84,6 +84,7 @@ class _Signs(Composed):
 
     @staticmethod
     def forward(ids, layers, seed, kernels, n_cols, n_probes, number, dtype):
+        kernels = ready(kernels, ids, layers, seed)
         return kernels.rademacher(n_cols, ids, n_probes, layers, number if seed is None else seed, dtype)
 
     @classmethod
@@ -178,6 +179,7 @@ class _PreconditionedProbes(Composed):
 
     @staticmethod
     def forward(z, weight, ids, seed, kernels, eps, offset, number, n_probes, layer):
+        kernels = ready(kernels, z, weight, ids, seed)
         seed = number if seed is None else seed
         return kernels.preconditioned_probes(z, weight, eps, offset, seed, n_probes, ids, layer)
 
@@ -208,7 +210,7 @@ class _ProbeDot(Composed):
 
     @staticmethod
     def forward(t, ids, seed, kernels, number, layer):
-        return kernels.probe_dot(t, number if seed is None else seed, ids, layer)
+        return ready(kernels, t, ids, seed).probe_dot(t, number if seed is None else seed, ids, layer)
 
     @classmethod
     def backward(cls, ctx, ddot):

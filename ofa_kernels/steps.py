@@ -6,7 +6,7 @@ from torch import Tensor
 from ofa_kernels import boundary, reference
 from ofa_kernels.arguments import check_tensor
 from ofa_kernels.boundary import ready
-from ofa_kernels.composed import Composed, first_order
+from ofa_kernels.composed import Composed, differentiated, first_order
 from ofa_kernels.dispatch import kernels_for
 
 
@@ -21,7 +21,7 @@ class _StepLengths(Composed):
 
     @staticmethod
     def forward(states, kernels):
-        return kernels.step_lengths(states)
+        return ready(kernels, states).step_lengths(states)
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):
@@ -39,7 +39,9 @@ class _StepLengths(Composed):
 
 def _step_lengths(states: Tensor) -> Tensor:
     kernels = kernels_for(states)
-    return reference.step_lengths(states) if kernels is None else _StepLengths.apply(states, kernels)
+    if kernels is None:
+        return reference.step_lengths(states)
+    return _StepLengths.apply(states, kernels) if differentiated(states) else kernels.step_lengths(states)
 
 
 def _has_value(t: Tensor) -> bool:
