@@ -172,6 +172,7 @@ def _backward(ctx, x, weight, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, 
     """(dx + ds, dw), by the kernel alone where nothing watches."""
     if first_order():
         kernels = ready(ctx.kernels, x, weight, dy, ds)
+        dy, ds = along(kernels, (dy, x), (ds, x))
         return kernels.rms_norm_backward(x, weight, dy, ds, ctx.eps, ctx.offset, need_dx, need_dw)
     dx, dw = RMSNormBackward.apply(x, weight, dy, ctx.kernels, ctx.eps, ctx.offset, need_dx, need_dw)
     if not need_dx:
@@ -196,6 +197,7 @@ class RMSNormBackward(Composed):
     @staticmethod
     def forward(x, weight, dy, kernels, eps, offset, need_dx, need_dw):
         kernels = ready(kernels, x, weight, dy)
+        (dy,) = along(kernels, (dy, x))
         return kernels.rms_norm_backward(x, weight, dy, None, eps, offset, need_dx, need_dw)
 
     @classmethod
@@ -285,8 +287,8 @@ class RMSNormBackwardTangent(Composed):
     @staticmethod
     def forward(x, weight, dy, x_dot, weight_dot, dy_dot, kernels, eps, offset, need_dw):
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot, dy_dot)
-        tangents = along(kernels, (x_dot, x), (weight_dot, weight), (dy_dot, x))
-        return kernels.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, need_dw)
+        inputs = along(kernels, (dy, x), (x_dot, x), (weight_dot, weight), (dy_dot, x))
+        return kernels.rms_norm_backward_tangent(x, weight, *inputs, eps, offset, need_dw)
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
@@ -313,5 +315,5 @@ class RMSNormJvpBackward(Composed):
     @staticmethod
     def forward(x, weight, dy, x_dot, weight_dot, kernels, eps, offset, need_dw, need_dw_dot):
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot)
-        tangents = along(kernels, (x_dot, x), (weight_dot, weight))
-        return kernels.rms_norm_jvp_backward(x, weight, dy, *tangents, eps, offset, need_dw, need_dw_dot)
+        inputs = along(kernels, (dy, x), (x_dot, x), (weight_dot, weight))
+        return kernels.rms_norm_jvp_backward(x, weight, *inputs, eps, offset, need_dw, need_dw_dot)

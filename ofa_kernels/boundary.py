@@ -92,7 +92,9 @@ def at_call(kernels: ModuleType, *tensors: Tensor) -> ModuleType | None:
 
 
 def matching(t: Tensor | None, like: Tensor) -> Tensor | None:
-    """A tangent [*K, *like.shape] in the type of what it belongs to; gradients are so by PyTorch's own hand.
+    """A gradient or tangent [*K, *like.shape] in the type of what it belongs to.
+
+    PyTorch gives gradients the type of the forward's result, but hooks on saved tensors may change these.
 
     Raises:
         ValueError: it is of other sizes or on another device.
@@ -102,16 +104,16 @@ def matching(t: Tensor | None, like: Tensor) -> Tensor | None:
         return t
     if t.shape[max(t.dim() - like.dim(), 0) :] != like.shape or t.device != like.device:
         raise ValueError(
-            f"a tangent must end in its tensor's sizes, {tuple(like.shape)}, and be on {like.device}, got "
+            f"a gradient or tangent must end in {tuple(like.shape)} and be on {like.device}, got "
             f"{tuple(t.shape)} on {t.device}"
         )
     if t.is_complex():
-        raise TypeError(f"a tangent of a {like.dtype} tensor must be real, got {t.dtype}")
+        raise TypeError(f"a gradient or tangent of a {like.dtype} tensor must be real, got {t.dtype}")
     return t if t.dtype == like.dtype else t.to(like.dtype)
 
 
 def along(kernels: ModuleType, *pairs: tuple[Tensor | None, Tensor]) -> list[Tensor | None]:
-    """Tangents beside what they belong to, as kernels need them; the formulas see to it themselves."""
+    """Gradients and tangents, each beside what it belongs to, as kernels need them; formulas need no help."""
     if kernels is formulas:
         return [t for t, _ in pairs]
     return [matching(t, like) for t, like in pairs]

@@ -142,6 +142,10 @@ def _bits(seed: Seed) -> int:
 
 
 def _head(x: Tensor, weight: Tensor, rows: Tensor) -> tuple[int, ...]:
+    if weight.numel() != rows.shape[1]:  # hooks on saved tensors may have changed one of them
+        raise ValueError(
+            f"weight must be [N] for rows of N, got {tuple(weight.shape)} for {tuple(rows.shape)}"
+        )
     return DTYPES[x.dtype], DTYPES[weight.dtype], torch.get_num_threads(), *rows.shape
 
 

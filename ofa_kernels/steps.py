@@ -34,7 +34,8 @@ class _StepLengths(Composed):
             return super().backward(ctx, dlengths)
         (states,), lengths = ctx.saved_tensors, ctx.lengths
         kernels = ready(ctx.options[0], states, lengths, dlengths)
-        return kernels.step_lengths_backward(states, lengths, dlengths), None
+        dtype = reference.accumulation_dtype(states)  # hooks on saved tensors may have changed the states'
+        return kernels.step_lengths_backward(states, lengths.to(dtype), dlengths.to(dtype)), None
 
 
 def _step_lengths(states: Tensor) -> Tensor:

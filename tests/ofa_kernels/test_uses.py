@@ -10,7 +10,7 @@ from torch.func import jvp, vjp
 from torch.utils._pytree import tree_leaves
 
 import ofa_kernels as ok
-from tests.ofa_kernels.uses import KINDS, OPERATORS, USES, linear_gradient, value
+from tests.ofa_kernels.uses import KINDS, OPERATORS, USES, from_other_types, gradient, linear_gradient, value
 
 pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
 
@@ -50,6 +50,17 @@ def test_a_fake_mode_over_real_tensors_computes_nothing(backend, name):
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         y = operator.call(*operator.arguments())
     assert type(y).__name__ == "FakeTensor" and (y.shape, y.dtype) == (expected.shape, expected.dtype)
+
+
+@operators
+def test_saved_tensors_of_other_types_are_right_or_named(backend, name):
+    operator = OPERATORS[name]
+    try:
+        got = from_other_types(operator.call, operator.arguments())
+    except Exception as error:
+        assert named(error), repr(error)
+        return
+    check(got, gradient(operator.formula, operator.arguments()), tolerance=0.1, terms=1.0)
 
 
 def test_signs_are_deaf_to_a_default_device(backend):
