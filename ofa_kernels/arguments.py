@@ -43,12 +43,19 @@ def check_norm(name: str, x: Tensor, weight: Tensor) -> None:
         )
 
 
-def ones_for(name: str, x: Tensor) -> Tensor:
-    """The weight [N] that None stands for, in x's type."""
-    check_tensor(name, "x", x)
-    if x.dim() == 0:
-        raise ValueError(f"{name}: x must be [..., N], got a scalar")
-    return x.new_ones(x.shape[-1:])
+def norm_arguments(
+    name: str, x: Tensor, weight: Tensor | None, eps: float, offset: float
+) -> tuple[Tensor, float, float]:
+    """The weight [N], ones for None, eps and offset, all checked."""
+    if weight is None:
+        check_tensor(name, "x", x)
+        if x.dim() == 0:
+            raise ValueError(f"{name}: x must be [..., N], got a scalar")
+        weight = x.new_ones(x.shape[-1:])
+    check_norm(name, x, weight)
+    if type(eps) is not float or type(offset) is not float:
+        eps, offset = real_numbers(name, eps=eps, offset=offset)
+    return weight, eps, offset
 
 
 def real_numbers(name: str, **values: object) -> list[float]:

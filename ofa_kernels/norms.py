@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ofa_kernels import reference
-from ofa_kernels.arguments import check_norm, check_tensor, ones_for, real_numbers
+from ofa_kernels.arguments import check_norm, check_tensor, norm_arguments
 from ofa_kernels.autograd import AddRMSNorm, LayerNorm, RMSNorm, RMSNormJvp
 from ofa_kernels.boundary import tracing
 from ofa_kernels.composed import differentiated
@@ -40,11 +40,7 @@ def rms_norm(
         TypeError: x or weight is not of these types, or eps or offset is no number.
         RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
     """
-    if weight is None:
-        weight = ones_for("rms_norm", x)
-    check_norm("rms_norm", x, weight)
-    if type(eps) is not float or type(offset) is not float:
-        eps, offset = real_numbers("rms_norm", eps=eps, offset=offset)
+    weight, eps, offset = norm_arguments("rms_norm", x, weight, eps, offset)
     if rounding not in ROUNDINGS:
         raise ValueError(f"rms_norm: rounding must be one of {ROUNDINGS}, got {rounding!r}")
     kernels = kernels_for(x, weight)
@@ -82,11 +78,7 @@ def add_rms_norm(
             is no number.
         RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
     """
-    if weight is None:
-        weight = ones_for("add_rms_norm", x)
-    check_norm("add_rms_norm", x, weight)
-    if type(eps) is not float or type(offset) is not float:
-        eps, offset = real_numbers("add_rms_norm", eps=eps, offset=offset)
+    weight, eps, offset = norm_arguments("add_rms_norm", x, weight, eps, offset)
     if rounding not in ROUNDINGS:
         raise ValueError(f"add_rms_norm: rounding must be one of {ROUNDINGS}, got {rounding!r}")
     check_tensor("add_rms_norm", "residual", residual)
@@ -126,15 +118,11 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps
         ValueError: shapes or devices don't fit.
         TypeError: x, weight or bias is not of these types, or eps is no number.
     """
-    if weight is None:
-        weight = ones_for("layer_norm", x)
-    check_norm("layer_norm", x, weight)
+    weight, eps, _ = norm_arguments("layer_norm", x, weight, eps, 0.0)
     check_tensor("layer_norm", "x", x)
     check_tensor("layer_norm", "weight", weight)
     if bias is not None:
         check_norm("layer_norm", x, bias)
-    if type(eps) is not float:
-        (eps,) = real_numbers("layer_norm", eps=eps)
     if torch.compiler.is_compiling() or tracing():
         return reference.layer_norm(x, weight, bias, eps)
     parameters = (weight,) if bias is None else (weight, bias)
@@ -166,11 +154,7 @@ def rms_norm_jvp(
             number.
         RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
     """
-    if weight is None:
-        weight = ones_for("rms_norm_jvp", x)
-    check_norm("rms_norm_jvp", x, weight)
-    if type(eps) is not float or type(offset) is not float:
-        eps, offset = real_numbers("rms_norm_jvp", eps=eps, offset=offset)
+    weight, eps, offset = norm_arguments("rms_norm_jvp", x, weight, eps, offset)
     check_tensor("rms_norm_jvp", "x_dot", x_dot)
     if x_dot.dtype != x.dtype:
         raise TypeError(f"rms_norm_jvp: x_dot must have x's type {x.dtype}, got {x_dot.dtype}")

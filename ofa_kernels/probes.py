@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ofa_kernels import formulas, reference
 from ofa_kernels.arguments import (
-    check_norm,
     check_tensor,
     checked_ids,
     checked_seed,
     integer,
-    real_numbers,
+    norm_arguments,
 )
 from ofa_kernels.boundary import KERNEL_DTYPES, along, ready
 from ofa_kernels.composed import Composed, differentiated, first_order
@@ -258,7 +257,7 @@ def probe_dot(t: Tensor, seed: int | Tensor, example_ids: Tensor | None = None, 
 
 def preconditioned_probes(
     z: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     eps: float,
     seed: int | Tensor,
     n_probes: int,
@@ -272,7 +271,7 @@ def preconditioned_probes(
 
     Args:
         z: [..., D], one state a row.
-        weight: [D], the norm's γ.
+        weight: [D], the norm's γ; None for ones.
         eps: inside σ(z) = sqrt(mean(z²) + eps).
         seed: 0 to 2^64 - 1, or an int64 tensor of one element on z's device that holds the 64 bits.
         n_probes: how many, at least 1.
@@ -288,9 +287,7 @@ def preconditioned_probes(
         TypeError: a tensor has another type, or the seed, `n_probes` or the layer is no integer.
     """
     name = "preconditioned_probes"
-    check_norm(name, z, weight)
-    if type(eps) is not float or type(offset) is not float:
-        eps, offset = real_numbers(name, eps=eps, offset=offset)
+    weight, eps, offset = norm_arguments(name, z, weight, eps, offset)
     n_probes, layer = _checked_count(name, n_probes), _checked_layer(name, layer)
     ids = checked_ids(name, z.shape[:-1], example_ids, z.device)
     seed, number = _split(checked_seed(seed, z.device))

@@ -79,7 +79,7 @@ WORKS = [
     (NORMS, "eps", 0, 0.0),
     (NORMS, "eps", np.float32(0.5), 0.5),
     (NORMS, "offset", 1, 1.0),
-    ((*NORMS, "layer_norm"), "weight", None, W),
+    ((*NORMS, "layer_norm", "preconditioned_probes"), "weight", None, W),
     ((*PROBES, "rademacher"), "seed", np.int64(7), 7),
     ((*PROBES, "rademacher"), "seed", torch.tensor(7), 7),
     (PROBES, "layer", np.int32(3), 3),
