@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ofa_kernels import reference
-from ofa_kernels.boundary import along, matching, ready
+from ofa_kernels.boundary import matching, ready
 from ofa_kernels.composed import Composed, Operator, first_order, in_forward_mode, legacy_batched
 
 
@@ -103,7 +103,7 @@ class AddRMSNorm(Operator):
         def rule(primals, tangents):
             x, residual, weight = primals
             x_dot, residual_dot, weight_dot = tangents
-            given = [matching(t, x) for t in (x_dot, residual_dot) if t is not None]
+            given = [matching(ctx.kernels, t, x) for t in (x_dot, residual_dot) if t is not None]
             s_dot = sum(given[1:], given[0]) if given else None
             options = ctx.kernels, ctx.eps, ctx.offset
             y_dot = RMSNormJvp.apply(x + residual, weight, s_dot, weight_dot, *options)
@@ -172,7 +172,7 @@ def _backward(ctx, x, weight, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, 
     """(dx + ds, dw), by the kernel alone where nothing watches."""
     if first_order():
         kernels = ready(ctx.kernels, x, weight, dy, ds)
-        dy, ds = along(kernels, (dy, x), (ds, x))
+        dy, ds = matching(kernels, dy, x), matching(kernels, ds, x)
         return kernels.rms_norm_backward(x, weight, dy, ds, ctx.eps, ctx.offset, need_dx, need_dw)
     dx, dw = RMSNormBackward.apply(x, weight, dy, ctx.kernels, ctx.eps, ctx.offset, need_dx, need_dw)
     if not need_dx:
@@ -197,7 +197,7 @@ class RMSNormBackward(Composed):
     @staticmethod
     def forward(x, weight, dy, kernels, eps, offset, need_dx, need_dw):
         kernels = ready(kernels, x, weight, dy)
-        (dy,) = along(kernels, (dy, x))
+        dy = matching(kernels, dy, x)
         return kernels.rms_norm_backward(x, weight, dy, None, eps, offset, need_dx, need_dw)
 
     @classmethod
@@ -249,8 +249,8 @@ class RMSNormJvp(Composed):
     @staticmethod
     def forward(x, weight, x_dot, weight_dot, kernels, eps, offset):
         kernels = ready(kernels, x, weight, x_dot, weight_dot)
-        tangents = along(kernels, (x_dot, x), (weight_dot, weight))
-        return kernels.rms_norm_jvp(x, weight, *tangents, eps, offset)
+        x_dot, weight_dot = matching(kernels, x_dot, x), matching(kernels, weight_dot, weight)
+        return kernels.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
 
     @classmethod
     def backward(cls, ctx, dy):
@@ -287,8 +287,9 @@ class RMSNormBackwardTangent(Composed):
     @staticmethod
     def forward(x, weight, dy, x_dot, weight_dot, dy_dot, kernels, eps, offset, need_dw):
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot, dy_dot)
-        inputs = along(kernels, (dy, x), (x_dot, x), (weight_dot, weight), (dy_dot, x))
-        return kernels.rms_norm_backward_tangent(x, weight, *inputs, eps, offset, need_dw)
+        dy, x_dot, dy_dot = (matching(kernels, t, x) for t in (dy, x_dot, dy_dot))
+        tangents = x_dot, matching(kernels, weight_dot, weight), dy_dot
+        return kernels.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, need_dw)
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
@@ -315,5 +316,5 @@ class RMSNormJvpBackward(Composed):
     @staticmethod
     def forward(x, weight, dy, x_dot, weight_dot, kernels, eps, offset, need_dw, need_dw_dot):
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot)
-        inputs = along(kernels, (dy, x), (x_dot, x), (weight_dot, weight))
+        inputs = matching(kernels, dy, x), matching(kernels, x_dot, x), matching(kernels, weight_dot, weight)
         return kernels.rms_norm_jvp_backward(x, weight, *inputs, eps, offset, need_dw, need_dw_dot)

@@ -91,8 +91,8 @@ def at_call(kernels: ModuleType, *tensors: Tensor) -> ModuleType | None:
     return None
 
 
-def matching(t: Tensor | None, like: Tensor) -> Tensor | None:
-    """A gradient or tangent [*K, *like.shape] in the type of what it belongs to.
+def matching(kernels: ModuleType, t: Tensor | None, like: Tensor) -> Tensor | None:
+    """A gradient or tangent [*K, *like.shape] in the type of what it belongs to, where kernels need it so.
 
     PyTorch gives gradients the type of the forward's result, but hooks on saved tensors may change these.
 
@@ -102,6 +102,8 @@ def matching(t: Tensor | None, like: Tensor) -> Tensor | None:
     """
     if t is None or (t.dtype == like.dtype and t.shape == like.shape and t.device == like.device):
         return t
+    if kernels is formulas:
+        return t
     if t.shape[max(t.dim() - like.dim(), 0) :] != like.shape or t.device != like.device:
         raise ValueError(
             f"a gradient or tangent must end in {tuple(like.shape)} and be on {like.device}, got "
@@ -110,10 +112,3 @@ def matching(t: Tensor | None, like: Tensor) -> Tensor | None:
     if t.is_complex():
         raise TypeError(f"a gradient or tangent of a {like.dtype} tensor must be real, got {t.dtype}")
     return t if t.dtype == like.dtype else t.to(like.dtype)
-
-
-def along(kernels: ModuleType, *pairs: tuple[Tensor | None, Tensor]) -> list[Tensor | None]:
-    """Gradients and tangents, each beside what it belongs to, as kernels need them; formulas need no help."""
-    if kernels is formulas:
-        return [t for t, _ in pairs]
-    return [matching(t, like) for t, like in pairs]

@@ -92,7 +92,7 @@ class Operator(Function):
     def apply(cls, *arguments):
         """As `Function.apply`, but for its look-up of default arguments, which takes longer than a kernel."""
         if not torch._C._are_functorch_transforms_active():
-            return super(Function, cls).apply(*unwrap_dead_wrappers(arguments))
+            return super(Function, cls).apply(*arguments)
         if _functionalizing():
             return cls.composed(*arguments)
         return super().apply(*arguments)
@@ -127,8 +127,10 @@ class Composed(Operator):
     @classmethod
     def apply(cls, *arguments):
         """As `Operator.apply`; composed where `is_grads_batched` asks, whose vmap knows no Function."""
-        if not torch._C._are_functorch_transforms_active() and legacy_batched(*arguments[: cls.n_tensors]):
-            return cls.composed(*arguments)
+        if not torch._C._are_functorch_transforms_active():
+            if legacy_batched(*arguments[: cls.n_tensors]):
+                return cls.composed(*arguments)
+            arguments = unwrap_dead_wrappers(arguments)  # what is saved within a level outlives it
         return super().apply(*arguments)
 
     @classmethod

@@ -142,11 +142,12 @@ def _bits(seed: Seed) -> int:
 
 
 def _head(x: Tensor, weight: Tensor, rows: Tensor) -> tuple[int, ...]:
-    if weight.numel() != rows.shape[1]:  # hooks on saved tensors may have changed one of them
+    n_rows, n_cols = rows.shape
+    if weight.numel() != n_cols:  # hooks on saved tensors may have changed one of them
         raise ValueError(
             f"weight must be [N] for rows of N, got {tuple(weight.shape)} for {tuple(rows.shape)}"
         )
-    return DTYPES[x.dtype], DTYPES[weight.dtype], torch.get_num_threads(), *rows.shape
+    return DTYPES[x.dtype], DTYPES[weight.dtype], torch.get_num_threads(), n_rows, n_cols
 
 
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, offset: float, rounding: str) -> Tensor:

@@ -15,7 +15,7 @@ from ofa_kernels.arguments import (
     integer,
     norm_arguments,
 )
-from ofa_kernels.boundary import KERNEL_DTYPES, along, ready
+from ofa_kernels.boundary import KERNEL_DTYPES, matching, ready
 from ofa_kernels.composed import Composed, differentiated, first_order
 from ofa_kernels.dispatch import kernels_for
 from ofa_kernels.reference import Seed
@@ -189,7 +189,7 @@ class _PreconditionedProbes(Composed):
         (z, weight, ids, seed), (kernels, eps, offset, number, _, layer) = ctx.saved_tensors, ctx.options
         kernels = ready(kernels, z, weight, dp, ids, seed)
         seed = number if seed is None else seed
-        (dp,) = along(kernels, (dp, z))
+        dp = matching(kernels, dp, z)
         dz, dw = kernels.preconditioned_probes_backward(z, weight, dp, eps, offset, seed, ids, layer)
         return dz, dw, *(None,) * 8
 
