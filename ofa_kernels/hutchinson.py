@@ -89,6 +89,7 @@ def hutchinson_trace(
         )
     if method not in METHODS:
         raise ValueError(f"hutchinson_trace: method must be one of {METHODS}, got {method!r}")
+    z = z.contiguous()  # PyTorch makes no dual number of a tensor whose elements share memory
     directions = preconditioner * probe_signs(z, seed, n_probes, example_ids, layer)  # [N, rows, D]
     directions = directions.to(z.dtype)
 

@@ -17,7 +17,7 @@ from ofa_kernels.reference import accumulation_dtype
 
 NAMESPACE = "ofa_kernels"
 _UINT64 = (1 << 64) - 1
-_library = torch.library.Library(NAMESPACE, "DEF")
+_definitions = torch.library.Library(NAMESPACE, "DEF")
 
 
 def _is_differentiated(t: Tensor) -> bool:
@@ -59,10 +59,10 @@ def _register(schema: str, fake: Callable) -> Callable:
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*given)
 
-    _library.define(schema)
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    _library.impl(name, guarded, "Autograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *given: fake(*own(given)), lib=_library)
+    _definitions.define(schema)
+    _definitions.impl(name, kernel, "CompositeExplicitAutograd")
+    _definitions.impl(name, guarded, "Autograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *given: fake(*own(given)), lib=_definitions)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def call(*given):

@@ -10,7 +10,8 @@ from torch.func import jvp, vjp
 from torch.utils._pytree import tree_leaves
 
 import ofa_kernels as ok
-from tests.ofa_kernels.uses import KINDS, OPERATORS, USES, from_other_types, gradient, linear_gradient, value
+from tests.ofa_kernels.kinds import KINDS
+from tests.ofa_kernels.uses import OPERATORS, USES, from_other_types, gradient, linear_gradient, value
 
 pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
 
@@ -98,24 +99,27 @@ def known(*given) -> bool:
     )
 
 
-def outcome(run, truth, *given):
+def outcome(run, truth, *given, must_work=False, terms=1.0):
     """Run with tensors of some kind: a named error, or what the formula gives for the same values."""
     try:
         got = run()
     except Exception as error:
-        assert named(error), repr(error)
+        assert named(error) and not must_work, repr(error)
         return
     if not known(got, *given):
         return
     types = [t.dtype for t in tensors((got, given)) if t.is_floating_point()]
     tolerance = 30 * max(torch.finfo(dtype).eps for dtype in types)
     # what cancels in an element is of the order of 1, as all numbers here
-    check([plain(t) for t in tensors(got)], truth(), tolerance, terms=1.0)
+    check([plain(t) for t in tensors(got)], truth(), tolerance, terms)
 
 
 # PyTorch sees gradients and tangents first: it dies of freed memory, and a fake tensor that meets others
 # within a transform leaves its dispatcher broken, for F.rms_norm too
 HANDED_OVER = [kind for kind in KINDS if kind not in ("freed", "fake")]
+# the same values in another guise, and zeros that PyTorch itself hands over: no error will do
+IN_GUISE = {"negated view", "expanded", "every second column", "a subclass", "a parameter"}
+MUST_WORK = IN_GUISE | {"zeros never written"}
 CELLS = [
     pytest.param(name, argument, kind, id=f"{name}-{argument}-{kind}")
     for name, operator in OPERATORS.items()
@@ -142,7 +146,7 @@ def test_every_kind_of_argument(backend, name, argument, kind, dtype):
             absent = None if argument == "bias" else torch.ones(4, dtype=torch.float64)
             return run(operator.formula, [absent if t is None else plain(t) for t in given])
 
-        outcome(lambda run=run: run(operator.call, given), truth, *given)
+        outcome(lambda run=run: run(operator.call, given), truth, *given, must_work=kind in IN_GUISE)
 
 
 @pytest.mark.parametrize("kind", HANDED_OVER)
@@ -161,7 +165,8 @@ def test_every_kind_of_gradient(backend, name, kind):
         return vjp(operator.formula, *map(plain, args))[1](plain(dy))
 
     if isinstance(dy, Tensor):
-        outcome(lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True), truth, dy, y.detach())
+        must = kind in MUST_WORK
+        outcome(lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True), truth, dy, y, must_work=must)
         outcome(lambda: vjp(operator.call, *args)[1](dy), truth, dy, y.detach())
 
 
@@ -193,4 +198,4 @@ def test_every_kind_of_tangent(backend, name, kind):
             return along(operator.formula, list(map(plain, args)), plain(dot))
 
         for run in (along, with_dual):
-            outcome(partial(run, operator.call, args, dot), truth, dot, *args)
+            outcome(partial(run, operator.call, args, dot), truth, dot, *args, must_work=kind in MUST_WORK)
