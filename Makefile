@@ -29,7 +29,7 @@ test: $(READY)  ## run every test
 
 optional: $(READY)  ## install torchao, bitsandbytes and kernels, and run the tests that need them
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt bitsandbytes kernels torchao
-	$(BIN)/python -m pytest tests/ofa/test_quantised.py tests/ofa_kernels/test_layers.py tests/test_docs.py
+	$(BIN)/python -m pytest tests/ofa/decoder/test_quantised.py tests/ofa_kernels/test_layers.py tests/test_docs.py
 
 docs: $(READY)  ## write docs/api.md from the docstrings
 	$(BIN)/python docs/make_api.py

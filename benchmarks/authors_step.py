@@ -1,4 +1,4 @@
-"""The objective of the OFA authors' research code, written anew to be timed, apart from `ofa.paper_code`."""
+"""The objective of the OFA authors' code, written anew to be timed, apart from `ofa.loss.paper_code`."""
 
 import torch
 import torch.nn.functional as F

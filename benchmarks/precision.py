@@ -20,10 +20,11 @@ from scipy.stats import binomtest
 import ofa
 from benchmarks import machine
 from benchmarks.table import to_markdown, to_rich
-from ofa.fewshot import catalog
-from ofa.fewshot.protocol import draw_shots
-from ofa.patch import patch_model
-from ofa.scoring import pad, score
+from ofa.data import datasets as catalog
+from ofa.data.batch import pad
+from ofa.data.draws import draw_shots
+from ofa.decoder.patch import patch_model
+from ofa.scoring import score
 
 FLOAT, SHORT = torch.float32, torch.bfloat16
 N_PROBES = 8

@@ -31,10 +31,10 @@ import ofa
 from benchmarks import machine
 from benchmarks.authors_step import authors_loss, frozen_gammas
 from benchmarks.table import seconds, to_markdown, to_rich
-from ofa.fewshot import catalog
-from ofa.fewshot.protocol import draw_shots
+from ofa.data import datasets as catalog
+from ofa.data.batch import pad
+from ofa.data.draws import draw_shots
 from ofa.models import fast_dtype
-from ofa.scoring import pad
 
 ROWS = 8
 LONGEST = {"sst2": 44, "agnews": 69}

@@ -6,25 +6,31 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ofa.moved import MOVED, MovedModules
+
 if TYPE_CHECKING:
     from ofa import models
-    from ofa.adapter import load_adapter, save_adapter
     from ofa.classifier import FewShotClassifier, load
-    from ofa.export import export_merged
-    from ofa.fewshot.tasks import Task
-    from ofa.hf_trainer import OFATrainer, features
-    from ofa.lm_eval import lm_eval_task
-    from ofa.objective import OFAConfig, objective
-    from ofa.patch import patch_model
-    from ofa.sharding import shard_layers
-    from ofa.sharpness import sharpness
-    from ofa.trainer import fit
+    from ofa.config import OFAConfig
+    from ofa.data.batch import collate, features
+    from ofa.data.task import Task
+    from ofa.decoder.patch import patch_model
+    from ofa.decoder.sharding import shard_layers
+    from ofa.loss.objective import objective
+    from ofa.loss.sharpness import sharpness
+    from ofa.passes.packing import packed
+    from ofa.save.adapter import load_adapter, save_adapter
+    from ofa.save.export import export_merged
+    from ofa.save.lm_eval import lm_eval_task
+    from ofa.train.fit import fit
+    from ofa.train.hf import OFATrainer
 
 __all__ = [
     "FewShotClassifier",
     "OFAConfig",
     "OFATrainer",
     "Task",
+    "collate",
     "export_merged",
     "features",
     "fit",
@@ -33,6 +39,7 @@ __all__ = [
     "load_adapter",
     "models",
     "objective",
+    "packed",
     "patch_model",
     "save_adapter",
     "shard_layers",
@@ -42,20 +49,22 @@ __all__ = [
 # imported when they are first asked for: PyTorch and transformers take seconds, `ofa --help` needs neither
 _MODULES = {
     "FewShotClassifier": "classifier",
-    "OFAConfig": "objective",
-    "OFATrainer": "hf_trainer",
-    "Task": "fewshot.tasks",
-    "export_merged": "export",
-    "features": "hf_trainer",
-    "fit": "trainer",
-    "lm_eval_task": "lm_eval",
+    "OFAConfig": "config",
+    "OFATrainer": "train.hf",
+    "Task": "data.task",
+    "collate": "data.batch",
+    "export_merged": "save.export",
+    "features": "data.batch",
+    "fit": "train.fit",
+    "lm_eval_task": "save.lm_eval",
     "load": "classifier",
-    "load_adapter": "adapter",
-    "objective": "objective",
-    "patch_model": "patch",
-    "save_adapter": "adapter",
-    "shard_layers": "sharding",
-    "sharpness": "sharpness",
+    "load_adapter": "save.adapter",
+    "objective": "loss.objective",
+    "packed": "passes.packing",
+    "patch_model": "decoder.patch",
+    "save_adapter": "save.adapter",
+    "shard_layers": "decoder.sharding",
+    "sharpness": "loss.sharpness",
 }
 
 try:
@@ -74,13 +83,13 @@ class _Package(ModuleType):
             if error.name != f"{__name__}.{name}":
                 raise
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-        found = getattr(module, name) if name in _MODULES else module
-        setattr(self, name, found)
-        return found
+        value = getattr(module, name) if name in _MODULES else module
+        setattr(self, name, value)
+        return value
 
     def __setattr__(self, name: str, value: object) -> None:
-        # an import of the module ofa.objective would put it in the place of the function
-        if isinstance(value, ModuleType) and _MODULES.get(name) == name:
+        # a pickle's import of ofa.objective, as its module was called, would hide the function
+        if isinstance(value, ModuleType) and name in MOVED and name in _MODULES:
             value = getattr(value, name)
         super().__setattr__(name, value)
 
@@ -89,3 +98,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+sys.meta_path.append(MovedModules())

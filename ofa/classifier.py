@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score
@@ -16,16 +15,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa import models
-from ofa.adapter import OFA_CONFIG, load_adapter, read_config, save_adapter
-from ofa.fewshot.tasks import Task
-from ofa.inputs import as_labels, as_texts
-from ofa.labels import Classes
-from ofa.languages import warn_of_unknown_language
-from ofa.objective import OFAConfig
-from ofa.patch import patch_model, set_gammas
+from ofa.config import OFAConfig
+from ofa.data.inputs import as_labels, as_texts
+from ofa.data.labels import Classes
+from ofa.data.languages import warn_of_unknown_language
+from ofa.data.task import Task
+from ofa.decoder.patch import patch_model, set_gammas
+from ofa.progress import progress_bar, tracker
+from ofa.save.adapter import OFA_CONFIG, load_adapter, read_config, save_adapter
 from ofa.scoring import Scores, score
-from ofa.trainer import fit
-from ofa.training import progress_bar
+from ofa.train.fit import fit
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -293,15 +292,3 @@ def load(path: str | os.PathLike, model: str | None = None, progress: bool = Tru
     load_adapter(classifier._loaded()[0], path)
     classifier._keep(task, classes)
     return classifier
-
-
-def tracker(bar: Progress, name: str):
-    """A wrapper of an iteration over batches that advances a line of the bar."""
-
-    def track(batches):
-        line = bar.add_task(name, total=len(batches), info="")
-        for batch in batches:
-            yield batch
-            bar.advance(line)
-
-    return track

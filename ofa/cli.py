@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 
 import ofa
-from ofa.files import SUFFIXES, Format
-from ofa.locks import check_folder, only_run
-from ofa.rows import Reading, read_rows, read_texts
+from ofa.commands.locks import check_folder, only_run
+from ofa.data.files import SUFFIXES, Format
+from ofa.data.rows import Reading, read_rows, read_texts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -127,7 +127,7 @@ def demo(
 ) -> None:
     """Get a model and 4,200 tweets, learn from 5 per class, and compare four methods on 500 others."""
     with _plain_errors(), only_run(out):
-        from ofa.demo import run_demo
+        from ofa.commands.demo import run_demo
 
         run_demo(out, model)
     _say_how_to_use(out)
@@ -167,10 +167,10 @@ def adapt(
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
     with _plain_errors(), only_run(out):
-        from ofa.adapt import adapt_and_test, draw, n_to_test
         from ofa.classifier import FewShotClassifier
-        from ofa.fewshot.protocol import number_labels
-        from ofa.objective import OFAConfig
+        from ofa.commands.adapt import adapt_and_test, draw, n_to_test
+        from ofa.config import OFAConfig
+        from ofa.data.draws import number_labels
 
         config = OFAConfig(
             lambda_step=lambda_step, lambda_sharp=lambda_sharp, n_probes=n_probes, lr=lr, epochs=epochs,
@@ -208,7 +208,7 @@ def predict(
 ) -> None:
     """Label texts with an adapter, with the probability of each label."""
     with _plain_errors():
-        from ofa.predict import check_output, label, show
+        from ofa.commands.predict import check_output, label, show
 
         if out:
             check_output(out)
@@ -292,7 +292,7 @@ def compare(
     there. On several devices: accelerate launch -m ofa compare … splits the cells.
     """
     with _plain_errors():
-        from ofa.fewshot.comparison import Comparison, draws, run
+        from ofa.commands.compare import Comparison, draws, run
 
         run(
             Comparison(
@@ -314,8 +314,8 @@ def table(
 ) -> None:
     """Recompute every table, the CSV and the plots of a comparison from its cells."""
     with _plain_errors():
-        from ofa.fewshot.compare import read_cells
-        from ofa.fewshot.comparison import show
+        from ofa.commands.compare import show
+        from ofa.compare.cells import read_cells
 
         rows = read_cells(folder)
         if not rows:
@@ -345,12 +345,12 @@ def probe(
 ) -> None:
     """Look into the layers: linear probes, sharpness and step ratio, raw and after each kind of tuning."""
     with _plain_errors():
-        from ofa import models, probe_analysis
-        from ofa.classifier import tracker
-        from ofa.fewshot import catalog
-        from ofa.fewshot.protocol import draw_shots
-        from ofa.objective import OFAConfig
-        from ofa.training import progress_bar
+        from ofa import layer_curves as probe_analysis
+        from ofa import models
+        from ofa.config import OFAConfig
+        from ofa.data import datasets as catalog
+        from ofa.data.draws import draw_shots
+        from ofa.progress import progress_bar, tracker
 
         chosen, pool, test = catalog.load(task, data)
         per_class = shots or catalog.find(task, data).shots
@@ -373,6 +373,6 @@ def probe(
 def info() -> None:
     """Show versions, the machine, which backend serves what, and what is missing and why."""
     with _plain_errors():
-        from ofa.info import show_info
+        from ofa.commands.info import show_info
 
         show_info(console)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ofa.families import causal_lm, without_autocast
-from ofa.fewshot.tasks import Task, count_truncated
-from ofa.inputs import as_texts
-from ofa.states import ActivationPatch, TokenStates, token_states
-from ofa.words import IGNORED
+from ofa.data.batch import labelled, max_tokens, pad
+from ofa.data.inputs import as_texts
+from ofa.data.task import Task, count_truncated
+from ofa.decoder.families import causal_lm, without_autocast
+from ofa.passes.own_layers import ActivationPatch, TokenStates, token_states
 
 # what a batch may hold: its keys and values, and a mask of rows × tokens²
 ROWS_PER_BATCH = 32
@@ -34,29 +34,6 @@ class Scores:
     def accuracy(self, labels: Sequence[int]) -> float:
         """The share of right predictions."""
         return (self.predictions == torch.tensor(labels)).double().mean().item()
-
-
-def pad(prompts: Sequence[list[int]], device: torch.device) -> dict[str, Tensor]:
-    """Right-padded `input_ids` and `attention_mask` [B, longest]."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=device)
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def labelled(
-    prompts: Sequence[list[int]], words: Sequence[list[int]], device: torch.device
-) -> dict[str, Tensor]:
-    """A batch whose `labels` are the words' tokens, [B] where each has one; see `ofa.objective`."""
-    batch = pad([prompt + word[:-1] for prompt, word in zip(prompts, words, strict=True)], device)
-    longest = max(map(len, words))
-    labels = torch.tensor([word + [IGNORED] * (longest - len(word)) for word in words], device=device)
-    return {**batch, "labels": labels if longest > 1 else labels[:, 0]}
-
-
-def max_tokens(model: nn.Module) -> int:
-    """The context length of a model."""
-    return causal_lm(model).config.max_position_embeddings
 
 
 def _common_prefix(prompts: Sequence[list[int]]) -> int:

@@ -32,7 +32,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         pytest.skip(f"no model: {error}")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    from ofa.fewshot.methods import METHODS
+    from ofa.compare.methods import METHODS
 
     before, names = dict(METHODS), {}
     try:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.section import Rows, Table, Task
+from ofa.data.tweets import MEMBER
 from ofa.download import cache_dir
-from ofa.fewshot.tweets import MEMBER
 from ofa.models import SMOLLM2_Q4, SOURCE_FILE
 
 ROOT = Path(__file__).parents[2]

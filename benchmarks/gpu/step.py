@@ -21,7 +21,7 @@ from benchmarks.gpu.section import Rows, Table, Task
 from benchmarks.measure import first_line
 from benchmarks.step_cost import AUTHORS, CE, CONFIGS, OFA_1, OFA_8, PEFT, make_loss, make_step, trained
 from benchmarks.table import seconds
-from ofa.packing import packed
+from ofa.passes.packing import packed
 
 LLAMA_8B = {
     "vocab_size": 128256,

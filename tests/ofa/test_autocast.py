@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import ofa
-from ofa.objective import OFAConfig, objective
+from ofa.config import OFAConfig
+from ofa.loss.objective import objective
 from ofa.scoring import score
 from tests.ofa.conftest import TEXTS, build_llama, make_batch
-from tests.ofa.test_families import build
+from tests.ofa.decoder.test_families import build
 
 CONFIGS = {
     "LN-tuning": OFAConfig(lambda_step=0, lambda_sharp=0),

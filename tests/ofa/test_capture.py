@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ofa
-from ofa.packing import packed
+from ofa.passes.packing import packed
 from tests.fake_gpu import fake_gpu
 from tests.ofa.conftest import build_llama, make_batch
 

@@ -7,10 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 import ofa
-from ofa import OFAConfig, forecast, trainer
+from ofa import OFAConfig
 from ofa.cli import app
-from ofa.locks import only_run
-from ofa.objective import objective
+from ofa.commands import forecast
+from ofa.commands.locks import only_run
+from ofa.loss.objective import objective
+from ofa.train import fit as trainer
 from tests.ofa.conftest import LABELS, TEXTS
 
 runner = CliRunner()
@@ -248,7 +250,7 @@ def test_a_second_adapt_into_one_folder_is_refused_before_it_reads_anything(tmp_
 
 def test_long_tests_are_forecast(data, tmp_path, model_folder, monkeypatch):
     monkeypatch.setattr(forecast, "N_TIMED", 1)
-    for place in ("ofa.adapt", "ofa.predict"):
+    for place in ("ofa.commands.adapt", "ofa.commands.predict"):
         monkeypatch.setattr(f"{place}.WORTH_SAYING", 0)
     done = adapt(data, tmp_path / "adapter", model_folder)
     assert done.exit_code == 0 and "testing takes about 0 minutes, half of it before adapting" in done.output

@@ -3,13 +3,16 @@
 import importlib
 import importlib.metadata
 import inspect
+import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import ofa
 import ofa_kernels
+from ofa.moved import MOVED
 
 
 def python(code):
@@ -25,13 +28,36 @@ def test_every_public_name_is_there_and_is_its_modules():
     assert set(ofa.__all__) == {*ofa._MODULES, "models"} <= set(dir(ofa))
     for name, module in ofa._MODULES.items():
         assert getattr(ofa, name) is getattr(importlib.import_module(f"ofa.{module}"), name)
-    assert inspect.ismodule(ofa.models) and inspect.ismodule(ofa.packing)
+    assert inspect.ismodule(ofa.models) and inspect.ismodule(ofa.scoring)
 
 
-@pytest.mark.parametrize("name", ["objective", "sharpness"])
-def test_a_function_stays_one_when_the_module_of_its_name_is_imported(name):
-    code = f"import ofa, ofa.{name}, ofa.trainer; print(type(ofa.{name}).__name__)"
+@pytest.mark.parametrize("path", MOVED)
+def test_a_module_is_found_under_its_old_path_with_a_warning(path):
+    code = (
+        f"import importlib, warnings\nwarnings.simplefilter('error', DeprecationWarning)\n"
+        f"try: importlib.import_module('ofa.{path}')\nexcept DeprecationWarning as warning: print(warning)"
+    )
+    assert python(code).strip() in {f"ofa.{old} is ofa.{new} now" for old, new in MOVED.items()}
+    with pytest.warns(DeprecationWarning):
+        old = importlib.reload(importlib.import_module(f"ofa.{path}"))
+    new = importlib.import_module(f"ofa.{MOVED[path]}")
+    public = [name for name in vars(new) if not name.startswith("_")]
+    assert public and all(getattr(old, name) is getattr(new, name) for name in public)
+
+
+def test_a_function_stays_one_when_the_module_that_had_its_name_is_imported():
+    code = "import ofa, ofa.objective, ofa.train.fit; print(type(ofa.objective).__name__)"
     assert python(code).strip() == "function"
+
+
+def test_pickles_of_the_version_before_load():
+    # what a joblib file of a fitted classifier of version 0.2.0 names
+    names = {"ofa.objective": "OFAConfig", "ofa.fewshot.tasks": "Task", "ofa.training": "FitResult"}
+    for module, name in names.items():
+        pickled = f"c{module}\n{name}\n.".encode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            assert pickle.loads(pickled).__name__ == name
 
 
 def test_what_is_not_there_is_an_attribute_error():

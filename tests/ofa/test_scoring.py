@@ -5,8 +5,9 @@ import torch
 
 import ofa
 from ofa import scoring
-from ofa.scoring import pad, score
-from ofa.states import ActivationPatch, token_states
+from ofa.data.batch import pad
+from ofa.passes.own_layers import ActivationPatch, token_states
+from ofa.scoring import score
 from tests.ofa.conftest import TEXTS
 
 

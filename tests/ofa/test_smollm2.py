@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import ofa
+from ofa.data.draws import draw_shots, number_labels, read_rows
 from ofa.download import SourceError
-from ofa.fewshot.protocol import draw_shots, number_labels, read_rows
 from ofa.scoring import score
 
 DATA = Path(os.environ.get("OFA_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -7,17 +7,19 @@ import pytest
 import torch
 
 import ofa
-from ofa import FewShotClassifier, OFAConfig, Task, trainer
-from ofa.fewshot.methods import Setting
-from ofa.fewshot.methods.lora import LoRA
-from ofa.hf_trainer import OFATrainer, collate, features
-from ofa.objective import objective
-from ofa.packing import Packing, packed
-from ofa.scoring import labelled, score
-from ofa.words import columns_of, label_places
+from ofa import FewShotClassifier, OFAConfig, Task
+from ofa.compare.methods import Setting
+from ofa.compare.methods.lora import LoRA
+from ofa.data.batch import collate, features, labelled
+from ofa.data.words import columns_of, label_places
+from ofa.loss.objective import objective
+from ofa.passes.packing import Packing, packed
+from ofa.scoring import score
+from ofa.train import fit as trainer
+from ofa.train.hf import OFATrainer
 from tests.ofa.conftest import LABELS, TEXTS, build_llama
-from tests.ofa.test_families import build
-from tests.ofa.test_hf_trainer import trainer as hf_trainer
+from tests.ofa.decoder.test_families import build
+from tests.ofa.train.test_hf import trainer as hf_trainer
 
 TEMPLATE = "Review: {text}\nSentiment:"
 CONFIG = OFAConfig(lambda_step=0.3, lambda_sharp=0.2, n_probes=2, seed=4)
@@ -62,7 +64,7 @@ def test_the_loss_and_its_gradients_are_transformers(family, side, own_layers, m
     model = build(family)
     weights = [norm.module.weight for norm in ofa.patch_model(model).norms]
     if own_layers:
-        monkeypatch.setattr(sys.modules["ofa.objective"], "why_not_stacked", lambda model: "not here")
+        monkeypatch.setattr(sys.modules["ofa.loss.objective"], "why_not_stacked", lambda model: "not here")
     terms = objective(model, batch_of(side), CONFIG)
     expected = negative_log_likelihood(model)
     rtol = 1e-5 if family == "gemma2" else 1e-9  # whose eager attention has a softmax in float32
@@ -77,8 +79,8 @@ def test_the_loss_and_its_gradients_are_transformers(family, side, own_layers, m
 def test_the_other_terms_are_the_prompts_own(llama, side, own_layers, monkeypatch):
     weights = [norm.module.weight for norm in ofa.patch_model(llama).norms]
     if own_layers:
-        monkeypatch.setattr(sys.modules["ofa.objective"], "why_not_stacked", lambda model: "not here")
-        monkeypatch.setattr(sys.modules["ofa.sharpness"], "why_not_stacked", lambda model: "not here")
+        monkeypatch.setattr(sys.modules["ofa.loss.objective"], "why_not_stacked", lambda model: "not here")
+        monkeypatch.setattr(sys.modules["ofa.loss.sharpness"], "why_not_stacked", lambda model: "not here")
     bare = labelled(PROMPTS, [[60], [70], [60]], torch.device("cpu"))
     for term in ("step_ratio", "sharpness"):
         found, expected = (getattr(objective(llama, b, CONFIG), term) for b in (batch_of(side), bare))
@@ -199,7 +201,7 @@ def test_words_that_begin_alike_are_learnt(tokenizer, tmp_path, words):
     assert classifier.score(TEXTS, LABELS) == 1 and classifier.task_.whole_words
     assert classifier.result_.history[-1]["cross_entropy"] < classifier.result_.history[0]["cross_entropy"]
     classifier.save(tmp_path)
-    assert ofa.adapter.read_config(tmp_path)["task"]["whole_words"] is True
+    assert ofa.save.adapter.read_config(tmp_path)["task"]["whole_words"] is True
 
 
 def test_many_intents(tokenizer):

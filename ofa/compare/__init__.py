@@ -1,0 +1,1 @@
+"""The comparison of methods: its cells, methods, statistics, tables and plots."""

@@ -1,0 +1,236 @@
+"""Every method on every task and seed: cells that are run once, written at once, and never run again."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ofa.compare.methods import Setting
+from ofa.compare.metrics import metrics
+from ofa.compare.variants import method_of
+from ofa.data.draws import draw_shots
+from ofa.data.task import Task
+from ofa.models import Source
+
+PROTOCOLS = ("A", "B")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A task with its rows: what shots are drawn from, and the one test set of all methods.
+
+    Attributes:
+        task: template and label words.
+        rows: {"text", "label"}, to draw shots from.
+        test: {"text", "label"}.
+        shots: examples per class.
+    """
+
+    task: Task
+    rows: Sequence[dict]
+    test: Sequence[dict]
+    shots: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of task and rows, shortened: a cell of other data is another cell."""
+        content = json.dumps([asdict(self.task), self.rows, self.test], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything that determines a number of the table; `method` is a name that `method_of` gave."""
+
+    task: str
+    method: str
+    protocol: str
+    seed: int
+    shots: int
+    model: str
+    model_sha256: str | None
+    dtype: str
+    data_sha256: str
+    n_test: int
+    max_steps: int | None
+
+    @classmethod
+    def of(cls, row: dict) -> "Cell":
+        """A finished row's cell."""
+        return cls(**{item.name: row.get(item.name) for item in fields(cls)})
+
+    @property
+    def scored(self) -> "Cell":
+        """One cell for all that must have its number.
+
+        Without demonstrations no shot bears on zero-shot; after them it is in-context learning, which the
+        protocol does not change.
+        """
+        match self.method, self.protocol:
+            case ("zero-shot", "A"):
+                return replace(self, seed=0)
+            case ("zero-shot", "B") | ("icl", _):
+                return replace(self, method="icl", protocol="B")
+        return self
+
+
+def plan(
+    pools: Sequence[Pool],
+    methods: Sequence[str],
+    protocols: Sequence[str],
+    seeds: Sequence[int],
+    source: Source,
+    dtype: torch.dtype,
+    max_steps: int | None = None,
+) -> list[tuple[Pool, Cell]]:
+    """All cells, seed by seed, so that a run that is cut short has whole seeds.
+
+    Args:
+        pools: the tasks.
+        methods: names that `method_of` gave, so that equal settings are one cell.
+        protocols: of `PROTOCOLS`.
+        seeds: of the draws.
+        source: the model's.
+        dtype: the model's.
+        max_steps: cap on optimiser steps.
+    """
+    cells = []
+    for seed, pool, protocol, method in product(seeds, pools, protocols, methods):
+        cell = Cell(
+            task=pool.task.name,
+            method=method,
+            protocol=protocol,
+            seed=seed,
+            shots=pool.shots,
+            model=source.name,
+            model_sha256=source.sha256,
+            dtype=str(dtype).removeprefix("torch."),
+            data_sha256=pool.digest,
+            n_test=len(pool.test),
+            max_steps=max_steps,
+        )
+        cells.append((pool, cell))
+    return cells
+
+
+def read_cells(folder: Path) -> list[dict]:
+    """The finished cells in all `cells*.jsonl` of a folder; a last line that a kill cut short is ignored.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
+    rows = []
+    for path in sorted(folder.glob("cells*.jsonl")):
+        lines = path.read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                if number < len(lines):
+                    raise ValueError(f"{path}, line {number} is damaged: {line[:60]!r}") from None
+    return rows
+
+
+def cells_file(share: tuple[int, int]) -> str:
+    """The file of process i of n: none of them writes to another's."""
+    part, parts = share
+    return "cells.jsonl" if parts == 1 else f"cells-{part}.jsonl"
+
+
+def _append(path: Path, row: dict) -> None:
+    """One whole line, on the disk when this returns."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if text and not text.endswith("\n"):  # what a kill cut short
+        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def run_cell(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pool: Pool,
+    cell: Cell,
+    track: Callable[[Iterable], Iterable] = iter,
+) -> dict:
+    """Fit and score one cell.
+
+    Args:
+        model: unpatched; it is given back as it was.
+        tokenizer: the model's.
+        pool: the task's rows.
+        cell: what to run.
+        track: wraps the iteration over test batches.
+
+    Returns:
+        The cell's fields with `accuracy`, `macro_f1`, `calibration_error`, `seconds_fit`, `seconds_eval`,
+        `n_trainable`, `n_steps`, `n_truncated` and the method's notes.
+    """
+    shots, _ = draw_shots(pool.rows, pool.shots, cell.seed, pool.task.label_words)
+    setting = Setting(
+        model, tokenizer, pool.task, shots, cell.protocol, cell.seed, cell.max_steps, progress=False
+    )
+    begin = time.perf_counter()
+    with method_of(cell.method).fit(setting) as fitted:
+        middle = time.perf_counter()
+        scores = fitted.score([row["text"] for row in pool.test], track)
+        end = time.perf_counter()
+    return {
+        **asdict(cell),
+        **metrics(scores, [row["label"] for row in pool.test]),
+        "seconds_fit": middle - begin,
+        "seconds_eval": end - middle,
+        "n_trainable": fitted.n_trainable,
+        "n_steps": fitted.n_steps,
+        "n_truncated": scores.n_truncated,
+        "notes": fitted.notes,
+    }
+
+
+def compare(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    planned: Sequence[tuple[Pool, Cell]],
+    folder: Path,
+    share: tuple[int, int] = (0, 1),
+    track: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[tuple[dict, bool]]:
+    """Run the planned cells that no file of the folder holds, one line each; yield all in turn.
+
+    Args:
+        model: unpatched.
+        tokenizer: the model's.
+        planned: from `plan`.
+        folder: where `cells*.jsonl` are.
+        share: (i, n): of n processes this one, the i-th, takes every n-th cell, into a file of its own.
+        track: wraps the iteration over a cell's test batches.
+
+    Yields:
+        (row, whether it was added now).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part, parts = share
+    path = folder / cells_file(share)
+    finished = {Cell.of(row): row for row in read_cells(folder)}
+    # by the place in the plan, which is the same in all processes whenever they start
+    for pool, cell in planned[part::parts]:
+        if cell in finished:
+            yield finished[cell], False
+            continue
+        twin = next((row for other, row in finished.items() if other.scored == cell.scored), None)
+        row = {**twin, **asdict(cell)} if twin else run_cell(model, tokenizer, pool, cell, track)
+        _append(path, row)
+        finished[cell] = row
+        yield row, True

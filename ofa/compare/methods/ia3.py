@@ -1,0 +1,27 @@
+"""IA3: learned factors on keys, values and the MLP's hidden units."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from peft import IA3Config
+
+from ofa.compare.methods.base import Fitted, Setting
+from ofa.compare.methods.peft_training import fit_adapter
+from ofa.config import Schedule
+
+SCHEDULE = Schedule(lr=5e-3, weight_decay=1e-3, epochs=30, batch_size=5)
+
+
+@dataclass(frozen=True)
+class IA3:
+    """One factor a key, value and hidden unit of the MLP (Liu et al. 2022), by PEFT."""
+
+    name: str = "ia3"
+    options: Schedule = SCHEDULE
+
+    def fit(self, setting: Setting) -> AbstractContextManager[Fitted]:
+        """Train the factors; on leaving they are gone."""
+        config = IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+        )
+        return fit_adapter(setting, config, self.options)

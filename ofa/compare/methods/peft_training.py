@@ -1,0 +1,107 @@
+"""What the baselines of PEFT share: a frozen model, cross-entropy on the shots, adapters that come off."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import Tensor, nn
+
+from ofa.compare.methods.base import Fitted, Setting
+from ofa.config import Schedule
+from ofa.data.batch import labelled, max_tokens
+from ofa.data.task import count_truncated
+from ofa.data.words import cross_entropy
+from ofa.decoder.families import causal_lm
+from ofa.passes.own_layers import token_states
+from ofa.train.loop import train
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """PEFT initialises from the global generator of the CPU: seed it, and put it back on leaving."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the GPUs too
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of the model trains inside; on leaving, each has its flag back."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: Schedule) -> int:
+    """Minimise the shots' cross-entropy over the vocabulary, on the words' tokens that the task scores.
+
+    Args:
+        setting: whose model already computes with the weights; its seed and `max_steps` replace the
+            schedule's.
+        weights: what is trained, in place.
+        schedule: optimiser and epochs.
+
+    Returns:
+        Steps taken.
+
+    Raises:
+        ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
+        NonFiniteError: the loss or the gradient is NaN or infinite.
+    """
+    model, tokenizer, task, shots = setting.model, setting.tokenizer, setting.task, setting.shots
+    if not shots:
+        raise ValueError("training needs at least one labelled example, got none")
+    task.check_labels(shots)
+    lm, words = causal_lm(model), task.target_ids(tokenizer)
+    limit = max_tokens(model) - max(map(len, words)) + 1
+    prompts = [task.encode(tokenizer, shot["text"], limit) for shot in shots]
+    count_truncated(prompts)
+    device = lm.lm_head.weight.device
+
+    def passes(_: int, rows: list[int]) -> Iterator[tuple[float, dict[str, Tensor]]]:
+        targets = [words[shots[i]["label"]] for i in rows]
+        batch = labelled([prompts[i].ids for i in rows], targets, device)
+        states = token_states(model, batch, record=False)
+        yield 1, {"loss": cross_entropy(states.logits, states.following, batch["labels"])}
+
+    schedule = replace(schedule, seed=setting.seed, max_steps=setting.max_steps)
+    was_training = lm.training
+    lm.eval()
+    try:
+        return len(train(weights, passes, len(shots), schedule, setting.progress).history)
+    finally:
+        lm.train(was_training)
+
+
+@contextmanager
+def fit_adapter(setting: Setting, config: PeftConfig, schedule: Schedule) -> Iterator[Fitted]:
+    """Train an adapter that PEFT puts into the model's linear layers, and take it off on leaving.
+
+    Args:
+        setting: model and shots.
+        config: the adapter's; PEFT holds its weights in float32 also in a 16-bit model.
+        schedule: optimiser and epochs.
+
+    Raises:
+        ValueError, NonFiniteError: as `train_on_shots`.
+    """
+    causal_lm(setting.model)  # refuses another family while nothing is changed
+    with frozen(setting.model):
+        with seeded(setting.seed), warnings.catch_warnings():
+            # PEFT asks transformers for an attribute by its old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = get_peft_model(setting.model, config)
+        try:
+            weights = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+            n_steps = train_on_shots(setting, weights, schedule)
+            yield Fitted(setting.scorer(), sum(weight.numel() for weight in weights), n_steps)
+        finally:
+            adapted.unload()

@@ -1,0 +1,78 @@
+"""Methods against each other on the cells that they share: paired differences, wins and ranks."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+def values_of(rows: Iterable[dict], field: str) -> list:
+    """The different values of a field, in the order in which they first occur."""
+    return list(dict.fromkeys(row[field] for row in rows))
+
+
+def rows_of(rows: Iterable[dict], **fields: object) -> list[dict]:
+    """The rows whose fields have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in fields.items())]
+
+
+def _accuracies(rows: Sequence[dict]) -> dict[tuple, float]:
+    return {(row["task"], row["seed"]): row["accuracy"] for row in rows}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One method against another on the cells that both have.
+
+    Attributes:
+        difference: mean over (task, seed) of the accuracies' difference.
+        by_seed: its standard error from the seeds' means over tasks; NaN for one seed.
+        by_task: its standard error from the tasks' means over seeds; NaN for one task.
+        wins: cells where the first is better.
+        losses: cells where it is worse.
+        n: cells.
+    """
+
+    difference: float
+    by_seed: float
+    by_task: float
+    wins: int
+    losses: int
+    n: int
+
+
+def paired(first: Sequence[dict], second: Sequence[dict]) -> Paired | None:
+    """Compare two methods' rows of one protocol; None without a common (task, seed)."""
+    ours, theirs = _accuracies(first), _accuracies(second)
+    common = sorted(ours.keys() & theirs.keys())
+    if not common:
+        return None
+    differences = {key: ours[key] - theirs[key] for key in common}
+    values = differences.values()
+    wins, losses = sum(d > 0 for d in values), sum(d < 0 for d in values)
+    errors = (_clustered(differences, by) for by in (1, 0))
+    return Paired(statistics.mean(values), *errors, wins, losses, len(values))
+
+
+def _clustered(differences: dict[tuple, float], by: int) -> float:
+    """Standard error of the mean of the clusters' means; `by` is the cluster's place in the key."""
+    clusters: dict = {}
+    for key, value in differences.items():
+        clusters.setdefault(key[by], []).append(value)
+    means = [statistics.mean(values) for values in clusters.values()]
+    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else float("nan")
+
+
+def mean_ranks(rows: Sequence[dict]) -> dict[str, float]:
+    """Each method's mean rank over the (task, seed) that all methods have; 1 is best, ties share."""
+    methods = values_of(rows, "method")
+    accuracies = {method: _accuracies(rows_of(rows, method=method)) for method in methods}
+    common = set.intersection(*(set(found) for found in accuracies.values()))
+    ranks: dict[str, list[float]] = {method: [] for method in methods}
+    for key in common:
+        values = [accuracies[method][key] for method in methods]
+        for method in methods:
+            own = accuracies[method][key]
+            better, equal = sum(v > own for v in values), sum(v == own for v in values)
+            ranks[method].append(better + (equal + 1) / 2)
+    return {method: statistics.mean(found) for method, found in ranks.items() if found}

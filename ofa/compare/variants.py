@@ -1,0 +1,76 @@
+"""Methods by name, plain or with options of their own: `lora`, `lora:lr=3e-3+r=4`."""
+
+import re
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+from ofa.compare.methods import METHODS, Method, Setting
+
+# a field's type, and what reads its text
+NUMBERS = {float: float, int: int, int | None: int}
+
+
+def options_of(method: Method) -> dict[str, Callable[[str], float]]:
+    """The names of a method's numeric options, each with what reads its text; none for a method without."""
+    if not hasattr(method, "options"):
+        return {}
+    decided = {item.name for item in fields(Setting)}
+    items = (item for item in fields(method.options) if item.name not in decided)
+    return {item.name: NUMBERS[item.type] for item in items if item.type in NUMBERS}
+
+
+def method_of(text: str) -> Method:
+    """A method of `METHODS`, with the options that follow its name.
+
+    Args:
+        text: `NAME` or `NAME:OPTION=NUMBER`, more options joined by `+`, in any order.
+
+    Returns:
+        The method. Its name lists the options in the order of the method's own fields, and each number in its
+        shortest form, so equal settings have one name: `ofa:lr=3e-3+lambda_sharp=.1` is named
+        `ofa:lambda_sharp=0.1+lr=0.003`. An option that is given stays in the name also where its value is the
+        default.
+
+    Raises:
+        ValueError: an unknown method or option, an option given twice, or a value that is missing, no number,
+            or refused by the method.
+    """
+    name, colon, listed = (part.strip() for part in text.partition(":"))
+    if name not in METHODS:
+        hint = "; join the options of a method by +, as in ofa:lr=3e-3+lambda_sharp=0.1" * ("=" in name)
+        raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}{hint}")
+    method = METHODS[name]
+    if not colon:
+        return method
+    try:
+        readers = options_of(method)
+        values = _read(listed, readers)
+        options = replace(method.options, **values)
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from None
+    given = "+".join(f"{option}={_shortest(values[option])}" for option in readers if option in values)
+    return replace(method, name=f"{name}:{given}", options=options)
+
+
+def _read(listed: str, readers: dict[str, Callable[[str], float]]) -> dict[str, float]:
+    if not readers:
+        raise ValueError("this method has no options; leave out the colon and what follows")
+    known, values = f"known options are {', '.join(readers)}", {}
+    # the + of 1e+3 joins nothing
+    for part in re.split(r"\+(?!\d)", listed):
+        option, _, value = (word.strip() for word in part.partition("="))
+        if option not in readers:
+            raise ValueError(f"unknown option {option!r}; write OPTION=NUMBER, several joined by +; {known}")
+        if option in values:
+            raise ValueError(f"{option} is given twice; leave one out")
+        try:
+            # -0.0 would be a second name of 0.0
+            values[option] = readers[option](value) or 0
+        except ValueError:
+            wanted = "an integer" if readers[option] is int else "a number"
+            raise ValueError(f"{option} must be {wanted}, got {value!r}; write {option}=NUMBER") from None
+    return values
+
+
+def _shortest(value: float) -> str:
+    return repr(value).removesuffix(".0").replace("e+", "e")

@@ -1,0 +1,81 @@
+"""Prompts and their labels as batches of tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from ofa.data.inputs import as_texts
+from ofa.data.task import Task, count_truncated
+from ofa.data.words import IGNORED
+from ofa.decoder.families import causal_lm
+
+
+def pad(prompts: Sequence[list[int]], device: torch.device) -> dict[str, Tensor]:
+    """Right-padded `input_ids` and `attention_mask` [B, longest]."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts], device=device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def labelled(
+    prompts: Sequence[list[int]], words: Sequence[list[int]], device: torch.device
+) -> dict[str, Tensor]:
+    """A batch whose `labels` are the words' tokens, [B] where each has one; see `ofa.objective`."""
+    batch = pad([prompt + word[:-1] for prompt, word in zip(prompts, words, strict=True)], device)
+    longest = max(map(len, words))
+    labels = torch.tensor([word + [IGNORED] * (longest - len(word)) for word in words], device=device)
+    return {**batch, "labels": labels if longest > 1 else labels[:, 0]}
+
+
+def max_tokens(model: nn.Module) -> int:
+    """The context length of a model."""
+    return causal_lm(model).config.max_position_embeddings
+
+
+def features(
+    tokenizer: PreTrainedTokenizerBase, task: Task, rows: Sequence[dict], max_tokens: int
+) -> list[dict]:
+    """Rows as `OFATrainer` takes them: `input_ids`, `labels`, `example_ids`.
+
+    `labels` is the label word's first token; or, if the task has whole words, a list of all its tokens, and
+    `input_ids` ends in all of these but the last.
+
+    Args:
+        tokenizer: the model's.
+        task: template and label words.
+        rows: {"text": str, "label": class number} each: a list or a `datasets.Dataset`.
+        max_tokens: the context's length; longer texts lose their beginning, with a warning.
+
+    Raises:
+        TypeError: a text is no string.
+        ValueError: an unknown label, an empty text, or colliding label words.
+    """
+    rows = list(rows)
+    task.check_labels(rows)
+    words = task.target_ids(tokenizer)
+    limit = max_tokens - max(map(len, words)) + 1
+    prompts = [task.encode(tokenizer, text, limit) for text in as_texts(row["text"] for row in rows)]
+    count_truncated(prompts)
+    targets = [words[row["label"]] for row in rows]
+    return [
+        {
+            "input_ids": prompt.ids + word[:-1],
+            "labels": word if task.whole_words else word[0],
+            "example_ids": i,
+        }
+        for i, (prompt, word) in enumerate(zip(prompts, targets, strict=True))
+    ]
+
+
+def collate(examples: Sequence[dict]) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` [B, longest], `labels` [B] or [B, L], and `example_ids` [B]."""
+    batch = pad([list(example["input_ids"]) for example in examples], torch.device("cpu"))
+    labels = [torch.atleast_1d(torch.as_tensor(example["labels"])) for example in examples]
+    labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    batch["labels"] = labels if labels.shape[1] > 1 else labels[:, 0]
+    batch["example_ids"] = torch.tensor([int(example["example_ids"]) for example in examples])
+    return batch

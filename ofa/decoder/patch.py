@@ -1,0 +1,194 @@
+"""Swap the kernels into a model, free its norm weights γ and freeze everything else; reversibly."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+
+from ofa.decoder.families import Family, causal_lm, family_of
+from ofa.decoder.quantised import allow_packing, keep_unpacked
+
+# what γ is held in: near 1.0 a 16-bit type can't hold an update of 1e-3
+GAMMA_DTYPES = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class PatchedNorm:
+    """One replaced norm; `name` is its path below the decoder."""
+
+    name: str
+    role: str
+    module: nn.Module
+    original_class: type
+    original_weight: nn.Parameter
+
+    @property
+    def row(self) -> tuple[str, str, str, str]:
+        """(name with the layer's number as *, size, types, role)."""
+        name = ".".join("*" if part.isdigit() else part for part in self.name.split("."))
+        before, after = (
+            str(w.dtype).removeprefix("torch.") for w in (self.original_weight, self.module.weight)
+        )
+        dtype = after if before == after else f"{before} -> {after}"
+        return name, str(self.module.weight.numel()), dtype, self.role
+
+
+class PatchReport:
+    """What `patch_model` did; `str()` is a table, `undo()` takes it back.
+
+    Attributes:
+        norms: the replaced norms, in the model's order.
+        n_trainable: trainable numbers, all of them γ.
+        n_parameters: all numbers of the model.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        norms: list[PatchedNorm],
+        flags: list[tuple[nn.Parameter, bool]],
+        unpacked: list[nn.Module],
+    ):
+        self.norms = norms
+        self.n_trainable = sum(norm.module.weight.numel() for norm in norms)
+        self.n_parameters = sum(parameter.numel() for parameter, _ in flags)
+        self._decoder = decoder
+        self._flags = flags
+        self._unpacked = unpacked
+
+    def undo(self) -> None:
+        """Give the model its classes, parameters, bits and `requires_grad` back; harmless when repeated."""
+        if self._decoder.__dict__.get("_ofa_patch") is not self:
+            return
+        for norm in self.norms:
+            weight = norm.original_weight
+            weight.data = weight.data.to(norm.module.weight.device)
+            norm.module.weight = weight
+            _become(norm.module, norm.original_class)
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+        allow_packing(self._unpacked)
+        del self._decoder._ofa_patch
+
+    def _refresh(self, model: nn.Module) -> None:
+        """Make γ, and nothing else, train again, whatever was wrapped or frozen since."""
+        gammas = {id(norm.module.weight) for norm in self.norms}
+        for parameter in model.parameters():
+            if parameter.requires_grad and id(parameter) not in gammas:
+                self._flags.append((parameter, True))
+                parameter.requires_grad_(False)
+        for norm in self.norms:
+            norm.module.weight.requires_grad_(True)
+
+    def __str__(self) -> str:
+        header = ("norm", "size", "weight", "role", "count")
+        counts = Counter(norm.row for norm in self.norms)
+        rows = [header, *((*row, str(count)) for row, count in counts.items())]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        lines = [
+            "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        share = 100 * self.n_trainable / self.n_parameters
+        return "\n".join(
+            [*lines, f"trainable: {self.n_trainable:,} of {self.n_parameters:,} numbers ({share:.3f} %)"]
+        )
+
+
+def _become(module: nn.Module, cls: type) -> None:
+    """Turn a norm into another class in place; parents, hooks and wrappers keep their reference."""
+    module.__class__ = cls
+    if "_old_forward" in module.__dict__:  # accelerate's hook calls this bound method, not the class
+        module._old_forward = MethodType(cls.forward, module)
+
+
+def _check_replaceable(name: str, module: nn.Module, family: Family) -> None:
+    if type(module).__name__ != family.norm_class and not isinstance(module, family.norm):
+        raise ValueError(f"{name} is a {type(module).__name__}; only {family.norm_class} can be replaced")
+    if "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
+        raise ValueError(f"the forward of {name} was replaced by another library; patch a fresh model")
+    if module.weight.is_meta:
+        raise ValueError(f"the weight of {name} is offloaded; load the norms onto a device before patching")
+
+
+def active_norm(module: nn.Module) -> nn.Module:
+    """The norm that computes: inside PEFT's LN-tuning wrapper that is the active copy, not the base."""
+    if not hasattr(module, "ln_tuning_layers"):
+        return module
+    if module.disable_adapters or module.merged or not module.active_adapters:
+        return module.base_layer
+    return module.ln_tuning_layers[module.active_adapters[0]]
+
+
+def named_norms(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """(path below the decoder, role, norm) of every norm whose γ is trained."""
+    family, lm = family_of(model), causal_lm(model)
+    for i, layer in enumerate(family.layers_of(lm)):
+        for name in family.roles:
+            yield f"{family.layers}.{i}.{name}", family.role(name), active_norm(getattr(layer, name))
+    decoder = family.decoder_of(lm)
+    yield family.final, family.role(family.final), active_norm(getattr(decoder, family.final))
+
+
+def set_gammas(model: nn.Module, gammas: Sequence[Tensor] | None = None) -> None:
+    """Put γ into a model, in the order of its norms.
+
+    Args:
+        model: a model of a supported family; patched if it isn't.
+        gammas: a tensor a norm. None: those of the base model, which is left alone if it isn't patched.
+    """
+    if gammas is None and "_ofa_patch" not in family_of(model).decoder_of(causal_lm(model)).__dict__:
+        return
+    norms = patch_model(model).norms
+    if gammas is None:
+        gammas = [norm.original_weight for norm in norms]
+    with torch.no_grad():
+        for norm, gamma in zip(norms, gammas, strict=True):
+            norm.module.weight.copy_(gamma)
+
+
+def patch_model(model: nn.Module) -> PatchReport:
+    """Put `ofa_kernels`' norm into a model, in place, and make its norm weights γ all that trains.
+
+    γ is held in float32 (float64 in a float64 model), also inside a bfloat16 model: near 1.0 bfloat16 can't
+    hold an update of 1e-3. State-dict keys, hooks, generation with a cache and PEFT wrappers stay as they
+    are; inside PEFT's LN-tuning wrapper the active copies are patched. Patching twice changes nothing.
+
+    Args:
+        model: a causal language model of transformers of a supported family, wrapped by PEFT or not.
+
+    Returns:
+        A report whose `str()` is a table and whose `undo()` restores the model, its γ included, bit for bit.
+
+    Raises:
+        ValueError: an unsupported family, an unknown or offloaded norm, or a model whose norms were wrapped
+            or cast after patching.
+    """
+    family = family_of(model)
+    decoder = family.decoder_of(causal_lm(model))
+    found = list(named_norms(model))
+    report = decoder.__dict__.get("_ofa_patch")
+    if report is not None:
+        same = [norm.module for norm in report.norms] == [module for *_, module in found]
+        if not same or any(norm.module.weight.dtype not in GAMMA_DTYPES for norm in report.norms):
+            raise ValueError(
+                "the model was patched before its norms were wrapped or cast; call undo() on the first "
+                "patch_model report, then wrap or cast, then patch"
+            )
+        report._refresh(model)
+        return report
+    for name, _, module in found:
+        _check_replaceable(name, module, family)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    norms = []
+    for name, role, module in found:
+        weight = module.weight
+        norms.append(PatchedNorm(name, role, module, type(module), weight))
+        dtype = weight.dtype if weight.dtype in GAMMA_DTYPES else torch.float32
+        _become(module, family.norm)
+        module.weight = nn.Parameter(weight.detach().to(dtype, copy=True))
+    decoder._ofa_patch = PatchReport(decoder, norms, flags, keep_unpacked(model))
+    return decoder._ofa_patch

@@ -1,1 +1,0 @@
-"""Few-shot text classification: tasks, shots and data files."""

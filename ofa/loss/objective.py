@@ -1,0 +1,97 @@
+"""The loss CE + λ_J J + λ_H H and its configuration."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+import ofa_kernels
+from ofa.config import OFAConfig
+from ofa.data.words import cross_entropy
+from ofa.decoder.families import causal_lm, without_autocast
+from ofa.decoder.quantised import check_derivatives
+from ofa.loss.paper_code import paper_code_terms
+from ofa.loss.sharpness import layer_sharpness
+from ofa.passes.fast import Probes, StackedPass, stacked_pass, why_not_stacked
+from ofa.passes.own_layers import TokenStates, token_states
+from ofa_kernels.probes import mix
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss and its terms, unweighted; a term that was not computed is None."""
+
+    loss: Tensor
+    cross_entropy: Tensor
+    step_ratio: Tensor | None
+    sharpness: Tensor | None
+
+
+@without_autocast
+def objective(
+    model: nn.Module, batch: dict[str, Tensor], cfg: OFAConfig, step: int | Tensor = 0
+) -> Objective:
+    """CE + λ_J J + λ_H H at the prediction tokens (OFA, sections 1 and 2).
+
+    Autocast is off inside: the model's own type decides. Load it in bfloat16 to compute in bfloat16. Call
+    `backward` outside of autocast, as PyTorch asks.
+
+    Args:
+        model: a causal language model of a supported family, patched.
+        batch: `input_ids`, `attention_mask` [B, T], padded on either side; `labels` [B], the token ids to
+            predict, or [B, L], those of whole words, each followed by -100; then `input_ids` ends in the
+            word's tokens but the last, and the prediction token is the one before them. Optional
+            `example_ids` [B], which select the probes (default 0 to B-1), and `packing` (see
+            `ofa.packed`).
+        cfg: weights and probes.
+        step: the training step; its probes are those of the seed mix(cfg.seed, step). In a CUDA graph, an
+            int64 tensor of one element on the model's device, filled before each replay; then every step
+            has the sharpness term.
+
+    Returns:
+        Scalars in float32 (float64 for a float64 model): the loss, the mean over examples of the
+        cross-entropy over the vocabulary in nats (summed over a word's tokens), J, and H as the mean over
+        examples and layers 1 to T-1.
+
+    Raises:
+        ValueError: shapes don't fit, the family is not supported, a quantised layer drops derivatives, or a
+            tensor is the step of terms that depend on its value.
+    """
+    if isinstance(step, Tensor) and (cfg.terms == "paper_code" or cfg.sharpness_every != 1):
+        raise ValueError(
+            f"step is a tensor, whose value would have to be waited for, with terms={cfg.terms!r} and "
+            f"sharpness_every={cfg.sharpness_every}; pass an int, or use 'formulas' and 1"
+        )
+    if cfg.terms == "paper_code":
+        check_derivatives(model, own_layers=False)
+        nll, ratio, sharp = paper_code_terms(model, batch, mix(cfg.seed, step))
+        loss = nll + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
+        return Objective(loss, nll, ratio, sharp)
+    probes = None
+    if cfg.lambda_sharp != 0 and (cfg.sharpness_every == 1 or step % cfg.sharpness_every == 0):
+        n_layers = causal_lm(model).config.num_hidden_layers
+        if n_layers < 2:
+            raise ValueError("the sharpness term needs a model of at least two layers; set lambda_sharp=0")
+        # the embedding's layer is noise (and left out of J too)
+        layers, ids = range(1, n_layers), batch.get("example_ids")
+        probes = Probes(layers, cfg.n_probes, mix(cfg.seed, step), ids)
+    ran, sharp = _pass(model, batch, probes)
+    loss = nll = cross_entropy(ran.logits, ran.following, batch["labels"])
+    ratio = None
+    if cfg.lambda_step != 0:
+        ratio = ofa_kernels.step_ratio(ran.z)
+        loss = loss + cfg.lambda_step * ratio
+    if sharp is not None:
+        loss = loss + cfg.lambda_sharp * cfg.sharpness_every * sharp
+    return Objective(loss, nll, ratio, sharp)
+
+
+def _pass(
+    model: nn.Module, batch: dict[str, Tensor], probes: Probes | None
+) -> tuple[StackedPass | TokenStates, Tensor | None]:
+    """States and logits, and the mean H or None, in one pass where the family's form is written."""
+    check_derivatives(model, own_layers=False)
+    if why_not_stacked(model) is None:
+        ran = stacked_pass(model, batch, probes)
+        return ran, None if probes is None else -ran.products.mean()
+    states = token_states(model, batch, record=probes is not None)
+    return states, None if probes is None else layer_sharpness(model, states, probes).value.mean()

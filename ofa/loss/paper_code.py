@@ -1,0 +1,92 @@
+"""The objective of the OFA authors' public research code, for comparison; `ofa.objective` has the formulas.
+
+It differs from the paper's formulas in every term: J is of squared norms, from t = 2, with the last state
+after the final norm; the perturbation is Gaussian, in all layers and tokens at once, scaled by the pretrained
+γ of the norm before the MLP, without σ; the identity of the residual stays in, and a softplus is around it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ofa.data.words import columns_of, cross_entropy, label_places
+from ofa.decoder.families import causal_lm, family_of
+from ofa.decoder.patch import patch_model
+from ofa.passes.packing import check_batch
+from ofa_kernels.reference import accumulation_dtype
+
+EPS = 1e-3
+
+
+def pretrained_gammas(model: nn.Module) -> list[Tensor]:
+    """γ0 of the norm that is P, one [D] a layer: what it was before the model was patched."""
+    family = family_of(model)
+    wanted, offset = family.role(family.preconditioner), family.norm.offset
+    return [
+        norm.original_weight.detach() + offset for norm in patch_model(model).norms if norm.role == wanted
+    ]
+
+
+@contextmanager
+def _shifted(layers: nn.ModuleList, shifts: list[Tensor]) -> Iterator[None]:
+    """Add shifts[i] to what layer i is given."""
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, shift=shift: (args[0] + shift, *args[1:]))
+        for layer, shift in zip(layers, shifts, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def paper_code_terms(model: nn.Module, batch: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(cross-entropy, J, H) of the authors' code, each a scalar.
+
+    H averages over the pairs of examples: their product of noise and difference is a B x B matrix. They train
+    with a batch of one.
+
+    Args:
+        model: a causal language model of a supported family, patched.
+        batch: `input_ids`, `attention_mask` [B, T], `labels` [B] or [B, L], as in `objective`.
+        seed: of the noise.
+    """
+    lm = causal_lm(model)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    mask, labels = batch["attention_mask"].bool(), batch["labels"]
+    check_batch(batch["input_ids"], mask, labels)
+    columns = columns_of(mask, label_places(mask, labels))
+    last = columns[:, 0]
+    rows = torch.arange(len(last), device=last.device)
+
+    out = lm(**inputs, output_hidden_states=True)
+    dtype = accumulation_dtype(out.logits)
+    following = out.logits[rows[:, None], columns[:, 1:]] if columns.shape[1] > 1 else None
+    nll = cross_entropy(out.logits[rows, last], following, labels)
+    states = [h[rows, last].to(dtype) for h in out.hidden_states]
+    ratio = sum(
+        F.mse_loss(states[t], states[t + 1]) / F.mse_loss(states[t], states[t - 1])
+        for t in range(2, len(states) - 1)
+    )
+
+    generator = torch.Generator(last.device).manual_seed(seed)
+    noises = [
+        torch.randn(h.shape, generator=generator, dtype=dtype, device=h.device)
+        for h in out.hidden_states[:-1]
+    ]
+    gammas = pretrained_gammas(model)
+    shifts = [(g.to(dtype) * EPS * n).to(lm.dtype) for g, n in zip(gammas, noises, strict=True)]
+    family = family_of(lm)
+    with _shifted(family.layers_of(lm), shifts):
+        hidden = family.decoder_of(lm)(**inputs, output_hidden_states=True).hidden_states
+        noisy = [h[rows, last].to(dtype) for h in hidden]
+    sharp = []
+    for i in range(1, len(states) - 1):
+        difference = (noisy[i + 1] - noisy[i]) - (states[i + 1] - states[i])
+        # (eps n) · D / eps
+        sharp.append(F.softplus(-noises[i][rows, last] @ difference.T).mean())
+    return nll, ratio, torch.stack(sharp).mean()

@@ -1,0 +1,1 @@
+"""Forward passes that read the states and tangents of the prediction tokens."""

@@ -1,0 +1,1 @@
+"""An adapted model on the disk, and in other tools' formats."""

@@ -1,0 +1,1 @@
+"""The training loop, what it minimises, and what it leaves behind."""

@@ -1,0 +1,118 @@
+"""Adapt a model to its shots by its norm weights γ."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ofa.config import OFAConfig
+from ofa.data.batch import labelled, max_tokens
+from ofa.data.inputs import as_texts
+from ofa.data.task import Task, count_truncated
+from ofa.decoder.families import causal_lm, without_autocast
+from ofa.decoder.patch import patch_model
+from ofa.loss.objective import objective
+from ofa.train.checkpoint import Checkpoint, digest
+from ofa.train.loop import FitResult, train
+
+# what the activations saved for the backward pass of one part of a batch may take
+ACTIVATION_BYTES = 4 * 2**30
+
+
+def _bytes_per_token(model: nn.Module) -> int:
+    """Roughly what one token's saved activations take: six rows of the state and three of the MLP a layer."""
+    config = causal_lm(model).config
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    row = 6 * config.hidden_size + 3 * (inner or 4 * config.hidden_size)
+    return config.num_hidden_layers * row * causal_lm(model).dtype.itemsize
+
+
+def _parts(rows: list[int], lengths: Sequence[int], limit: float) -> Iterator[list[int]]:
+    """The rows in order, as many together as have at most `limit` tokens."""
+    part: list[int] = []
+    for i in rows:
+        if part and sum(lengths[j] for j in part) + lengths[i] > limit:
+            yield part
+            part = []
+        part.append(i)
+    yield part
+
+
+@without_autocast
+def fit(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    shots: Sequence[dict],
+    cfg: OFAConfig | None = None,
+    progress: bool = True,
+    max_steps: int | None = None,
+    checkpoint: str | os.PathLike | None = None,
+) -> FitResult:
+    """Train the norm weights γ on a few labelled examples (OFA; with both weights 0: LN-tuning).
+
+    The model is patched first if it isn't, stays in evaluation mode while it trains, and is adapted in
+    place. A step computes no logits but the prediction tokens', no gradient but γ's, and nothing on padding.
+    A batch whose activations would take more than 4 GiB is run in parts, with the same gradient. Where
+    the task has whole words, the loss is that of all their tokens.
+
+    Args:
+        model: a causal language model of a supported family.
+        tokenizer: the model's.
+        task: template and label words.
+        shots: {"text": str, "label": class number} each; their positions are the probes' example ids.
+        cfg: objective, optimiser and schedule.
+        progress: show a bar with the loss terms and the time that remains.
+        max_steps: stop after so many steps; the learning rate is that of the whole run.
+        checkpoint: a .safetensors file where the run is kept every ten steps; where it is there already, the
+            run goes on from it and ends with the same bits as an undisturbed one.
+
+    Returns:
+        `.history` (one dict a step: step, epoch, lr, loss, cross_entropy, step_ratio, sharpness; unweighted
+        terms, None where not computed), `.seconds` and `.n_truncated`; a warning too says how many shots
+        were cut.
+
+    Raises:
+        TypeError: a text is no string.
+        ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
+        NonFiniteError: the loss or the gradient is NaN or infinite; γ is that of the last good step.
+        CheckpointError: the checkpoint is damaged, or of a run with other shots, settings or weights.
+        KeyboardInterrupt: Ctrl-C; the step was finished, and written to the checkpoint.
+    """
+    cfg = cfg or OFAConfig()
+    if not shots:
+        raise ValueError("fit needs at least one labelled example, got none")
+    task.check_labels(shots)
+    words = task.target_ids(tokenizer)
+    limit = max_tokens(model) - max(map(len, words)) + 1
+    texts = as_texts(shot["text"] for shot in shots)
+    prompts = [task.encode(tokenizer, text, limit) for text in texts]
+    targets = [words[shot["label"]] for shot in shots]
+    n_truncated = count_truncated(prompts)
+    lengths = [len(prompt.ids) + len(word) - 1 for prompt, word in zip(prompts, targets, strict=True)]
+    report, lm = patch_model(model), causal_lm(model)
+    device, at_once = lm.lm_head.weight.device, ACTIVATION_BYTES / _bytes_per_token(model)
+
+    def passes(step: int, rows: list[int]) -> Iterator[tuple[float, dict[str, Tensor | None]]]:
+        for part in _parts(rows, lengths, at_once):
+            batch = labelled([prompts[i].ids for i in part], [targets[i] for i in part], device)
+            batch["example_ids"] = torch.tensor(part, device=device)
+            yield len(part) / len(rows), vars(objective(model, batch, cfg, step))
+
+    was_training = lm.training
+    lm.eval()
+    try:
+        weights = [norm.module.weight for norm in report.norms]
+        kept = None
+        if checkpoint is not None:
+            run = digest([asdict(cfg), asdict(task), list(shots), words, str(lm.dtype)], weights)
+            kept = Checkpoint(Path(checkpoint), run)
+        result = train(weights, passes, len(shots), cfg.schedule(max_steps), progress, checkpoint=kept)
+    finally:
+        lm.train(was_training)
+    result.n_truncated = n_truncated
+    return result

@@ -1,0 +1,93 @@
+"""OFA inside `transformers.Trainer`: its loss, and checkpoints that hold the adapter."""
+
+import os
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from ofa.config import OFAConfig
+from ofa.data.batch import collate
+from ofa.decoder.patch import patch_model
+from ofa.loss.objective import objective
+from ofa.passes.own_layers import token_states
+from ofa.save.adapter import load_adapter, save_adapter
+
+LOGGED = ("cross_entropy", "step_ratio", "sharpness")
+
+
+class OFATrainer(Trainer):
+    """A `transformers.Trainer` whose loss is OFA's and whose checkpoints are adapters.
+
+    The model is patched if it isn't; γ is all that trains. Data sets hold what `features` makes. In several
+    processes the gradients of γ are averaged; give each the same number of examples.
+
+    Args:
+        model: a causal language model of a supported family.
+        args: `transformers`' arguments; columns are never removed.
+        ofa_config: weights and probes; learning rate, epochs and batch size are those of `args`. The probes
+            of a step are those of the seed mix(ofa_config.seed, step).
+        kwargs: as for `Trainer`.
+
+    Raises:
+        ValueError: `args` ask for autocast (`bf16`, `fp16`), under which the loss is not computed.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, ofa_config: OFAConfig | None = None, **kwargs
+    ):
+        args.remove_unused_columns = False  # example_ids is no argument of the model's
+        super().__init__(model, args, **{"data_collator": collate, **kwargs})
+        if self.accelerator.mixed_precision != "no":
+            raise ValueError(
+                f"{self.accelerator.mixed_precision}=True asks for autocast, and the loss is computed in the "
+                "model's own type; leave it out, and load the model in bfloat16 "
+                "(ofa.models.load(name, torch.bfloat16)): γ stays in float32"
+            )
+        patch_model(model)
+        self.ofa_config = ofa_config or OFAConfig()
+        self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = False  # the loss is a batch's mean
+        self._terms: dict[str, list[float]] = {}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """CE + λ_J J + λ_H H; in evaluation also the prediction tokens' logits [B, V]."""
+        lm = self.accelerator.unwrap_model(model).eval()  # as in `fit`: nothing is dropped
+        terms = objective(lm, inputs, self.ofa_config, self.state.global_step)
+        if return_outputs:
+            logits = token_states(lm, inputs, record=False).logits
+            return terms.loss, {"loss": terms.loss, "logits": logits}
+        for name in LOGGED:
+            value = getattr(terms, name)
+            if value is not None:
+                self._terms.setdefault(name, []).append(value.item())
+        return terms.loss
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """As `Trainer`'s, with γ's gradients averaged: the data-parallel wrapper is not what is called."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.accelerator.num_processes
+        return loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """With the means of the loss's terms since the last time."""
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._terms.items()}
+            self._terms = {}
+        super().log(logs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = output_dir or self.args.output_dir
+        save_adapter(self.accelerator.unwrap_model(self.model), folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(self.args, os.path.join(folder, "training_args.bin"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_adapter(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
