@@ -1,7 +1,6 @@
 """Few-shot adaptation of frozen language models through their norm weights (OFA)."""
 
 import importlib
-import importlib.metadata
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from ofa.moved import MOVED, MovedModules
 
 if TYPE_CHECKING:
+    __version__: str
     from ofa import models
     from ofa.classifier import FewShotClassifier, load
     from ofa.config import OFAConfig
@@ -67,14 +67,20 @@ _MODULES = {
     "sharpness": "loss.sharpness",
 }
 
-try:
-    __version__ = importlib.metadata.version("ofa-kernels")
-except importlib.metadata.PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0+unknown"
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ofa-kernels")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "0+unknown"
 
 
 class _Package(ModuleType):
     def __getattr__(self, name: str) -> object:
+        if name == "__version__":
+            return _version()
         if name.startswith("__"):  # asked for by whoever inspects modules
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:

@@ -1,5 +1,15 @@
-"""`python -m ofa` is `ofa`."""
+"""The command `ofa`, also as `python -m ofa`."""
 
-from ofa.cli import app
+from ofa.interrupts import stop_at_once
 
-app()
+
+def main() -> None:
+    """Run a command."""
+    stop_at_once()
+    from ofa.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

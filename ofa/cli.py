@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -12,8 +13,10 @@ from rich.console import Console
 
 import ofa
 from ofa.commands.locks import check_folder, only_run
+from ofa.config import DEFAULT_MODEL, OFAConfig
 from ofa.data.files import SUFFIXES, Format
-from ofa.data.rows import Reading, read_rows, read_texts
+from ofa.data.rows import Reading
+from ofa.interrupts import stop_in_order
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+DEFAULTS = OFAConfig()
 FILES = f"A file in {', '.join(SUFFIXES)}, or any with --format"
 
 
@@ -77,9 +81,14 @@ def main(
 
 
 @contextmanager
-def _plain_errors():
-    """What a user did or lacks ends in one line, not in a traceback."""
+def _plain_errors() -> Iterator[None]:
+    """What a user did or lacks ends in one line, not in a traceback.
+
+    What a command needs is imported before it, while Ctrl-C still ends the process at once.
+    """
     from ofa.download import SourceError
+
+    stop_in_order()
 
     def show(message, *_, **__):
         Console(stderr=True).print(f"[yellow]warning:[/] {_escape(str(message))}", soft_wrap=True)
@@ -123,12 +132,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the adapter and results.jsonl.")] = Path(
         "adapters/tweets"
     ),
-    model: Model = "smollm2-135m-instruct",
+    model: Model = DEFAULT_MODEL,
 ) -> None:
     """Get a model and 4,200 tweets, learn from 5 per class, and compare four methods on 500 others."""
-    with _plain_errors(), only_run(out):
-        from ofa.commands.demo import run_demo
+    from ofa.commands.demo import run_demo
 
+    with _plain_errors(), only_run(out):
         run_demo(out, model)
     _say_how_to_use(out)
 
@@ -139,7 +148,7 @@ def demo(
 def adapt(
     data: Annotated[str, typer.Argument(help=f"{FILES}, of text,label; or a datasets name.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")] = Path("adapters/adapter"),
-    model: Model = "smollm2-135m-instruct",
+    model: Model = DEFAULT_MODEL,
     template: Annotated[
         str, typer.Option(help="Holds {text} once and ends before the label; \\n is a new line.")
     ] = "Text: {text}\\nLabel:",
@@ -148,13 +157,15 @@ def adapt(
     test: Annotated[
         str, typer.Option(help="Test on up to so many other rows, classes balanced; all: on every one.")
     ] = "500",
-    lambda_step: Annotated[float, typer.Option(help="Weight of the step ratio J.")] = 1e-2,
-    lambda_sharp: Annotated[float, typer.Option(help="Weight of the sharpness H.")] = 1e-3,
-    n_probes: Annotated[int, typer.Option(help="Hutchinson probes per layer and example.")] = 1,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    epochs: Annotated[int, typer.Option(help="Passes over the shots.")] = 30,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 5,
-    seed: Seed = 0,
+    lambda_step: Annotated[float, typer.Option(help="Weight of the step ratio J.")] = DEFAULTS.lambda_step,
+    lambda_sharp: Annotated[float, typer.Option(help="Weight of the sharpness H.")] = DEFAULTS.lambda_sharp,
+    n_probes: Annotated[
+        int, typer.Option(help="Hutchinson probes per layer and example.")
+    ] = DEFAULTS.n_probes,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
+    epochs: Annotated[int, typer.Option(help="Passes over the shots.")] = DEFAULTS.epochs,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = DEFAULTS.batch_size,
+    seed: Seed = DEFAULTS.seed,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     format: FileFormat = None,
@@ -166,24 +177,29 @@ def adapt(
 
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
-    with _plain_errors(), only_run(out):
-        from ofa.classifier import FewShotClassifier
-        from ofa.commands.adapt import adapt_and_test, draw, n_to_test
-        from ofa.config import OFAConfig
-        from ofa.data.draws import number_labels
+    from ofa.commands import adapt as command
 
-        config = OFAConfig(
-            lambda_step=lambda_step, lambda_sharp=lambda_sharp, n_probes=n_probes, lr=lr, epochs=epochs,
-            batch_size=batch_size, seed=seed,
-        )  # fmt: skip
-        n_test = n_to_test(test)
-        reading = Reading(text_column, label_column, format, encoding, skip_empty)
-        rows, words = number_labels(read_rows(data, reading), _split(label_words) or None)
-        chosen, held_out = draw(rows, words, shots, n_test, seed, console)
-        classifier = FewShotClassifier(
-            model, words, template.replace("\\n", "\n"), config, dtype=_dtype(dtype)
+    with _plain_errors(), only_run(out):
+        options = command.Adaptation(
+            data=data,
+            reading=Reading(text_column, label_column, format, encoding, skip_empty),
+            label_words=_split(label_words),
+            template=template.replace("\\n", "\n"),
+            shots=shots,
+            test=test,
+            model=model,
+            dtype=_dtype(dtype),
+            config=OFAConfig(
+                lambda_step=lambda_step,
+                lambda_sharp=lambda_sharp,
+                n_probes=n_probes,
+                lr=lr,
+                epochs=epochs,
+                batch_size=batch_size,
+                seed=seed,
+            ),
         )
-        adapt_and_test(classifier, chosen, held_out, out, console)
+        command.run(options, out, console)
     _say_how_to_use(out)
 
 
@@ -207,20 +223,15 @@ def predict(
     ] = False,
 ) -> None:
     """Label texts with an adapter, with the probability of each label."""
-    with _plain_errors():
-        from ofa.commands.predict import check_output, label, show
+    from ofa.classifier import load
+    from ofa.commands import predict as command
 
+    with _plain_errors():
         if out:
-            check_output(out)
-        texts = texts or []
-        if not all(text.strip() for text in texts):
-            raise ValueError("a text is empty; leave it out")
-        if file:
-            reading = Reading(text_column, format=format, encoding=encoding, skip_empty=skip_empty)
-            texts = texts + read_texts(file, reading)
-        if not texts:
-            raise ValueError("nothing to classify: give texts, or a file with --file")
-        show(label(ofa.load(adapter, model), texts, console), out, console)
+            command.check_output(out)
+        reading = Reading(text_column, format=format, encoding=encoding, skip_empty=skip_empty)
+        chosen = command.texts_of(texts or (), file, reading)
+        command.run(load(adapter, model), chosen, out, console)
 
 
 @app.command(epilog="Example: [bold]ofa export adapters/reviews models/reviews[/]")
@@ -230,9 +241,11 @@ def export(
     model: MovedModel = None,
 ) -> None:
     """Write an adapted model as a plain one that servers load without an adapter."""
+    from ofa.classifier import load
+
     with _plain_errors():
         check_folder(out)
-        classifier = ofa.load(adapter, model)
+        classifier = load(adapter, model)
         ofa.export_merged(classifier.model_, classifier.tokenizer_, out)
     console.print(f"written to {out}: load it with transformers or any server that takes its folders")
 
@@ -261,7 +274,7 @@ def compare(
     protocol: Annotated[
         str, typer.Option(help="A: test prompts stand alone. B: the shots precede them. A,B: both.")
     ] = "A",
-    model: Model = "smollm2-135m-instruct",
+    model: Model = DEFAULT_MODEL,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -291,17 +304,27 @@ def compare(
     Every finished cell is one line of cells.jsonl in the folder --out; a run that was stopped goes on from
     there. On several devices: accelerate launch -m ofa compare … splits the cells.
     """
-    with _plain_errors():
-        from ofa.commands.compare import Comparison, draws, run
+    from ofa.commands import compare as command
 
-        run(
-            Comparison(
-                _split(tasks), _split(methods), _split(protocol), draws(seeds), out, shots, test_items,
-                max_steps, model, data, template.replace("\\n", "\n"), _dtype(dtype), whole_words,
-                Reading(text_column, label_column, format, encoding, skip_empty), _split(label_words),
-            ),
-            console,
-        )  # fmt: skip
+    with _plain_errors():
+        comparison = command.Comparison(
+            tasks=_split(tasks),
+            methods=_split(methods),
+            protocols=_split(protocol),
+            seeds=command.draws(seeds),
+            out=out,
+            shots=shots,
+            test_items=test_items,
+            max_steps=max_steps,
+            model=model,
+            data=data,
+            template=template.replace("\\n", "\n"),
+            dtype=_dtype(dtype),
+            whole_words=whole_words,
+            reading=Reading(text_column, label_column, format, encoding, skip_empty),
+            label_words=_split(label_words),
+        )
+        command.run(comparison, console)
 
 
 @app.command(epilog="Example: [bold]ofa table results/smollm2 --against ln-tuning:lr=3e-3[/]")
@@ -313,10 +336,10 @@ def table(
     ] = None,
 ) -> None:
     """Recompute every table, the CSV and the plots of a comparison from its cells."""
-    with _plain_errors():
-        from ofa.commands.compare import show
-        from ofa.compare.cells import read_cells
+    from ofa.commands.compare import show
+    from ofa.compare.cells import read_cells
 
+    with _plain_errors():
         rows = read_cells(folder)
         if not rows:
             raise ValueError(f"{folder} holds no cells*.jsonl with finished cells")
@@ -336,43 +359,25 @@ def probe(
     shots: Shots = None,
     test_items: Annotated[int, typer.Option(min=2, help="Measure on up to so many rows.")] = 200,
     n_probes: Annotated[int, typer.Option(min=1, help="Hutchinson probes per layer and text.")] = 8,
-    seed: Seed = 0,
-    model: Model = "smollm2-135m-instruct",
+    seed: Seed = DEFAULTS.seed,
+    model: Model = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Folder for the table, the plots and every number.")] = Path(
         "probe"
     ),
     dtype: ModelType = Dtype.auto,
 ) -> None:
     """Look into the layers: linear probes, sharpness and step ratio, raw and after each kind of tuning."""
-    with _plain_errors():
-        from ofa import layer_curves as probe_analysis
-        from ofa import models
-        from ofa.config import OFAConfig
-        from ofa.data import datasets as catalog
-        from ofa.data.draws import draw_shots
-        from ofa.progress import progress_bar, tracker
+    from ofa.commands import probe as command
 
-        chosen, pool, test = catalog.load(task, data)
-        per_class = shots or catalog.find(task, data).shots
-        drawn, _ = draw_shots(pool, per_class, seed, chosen.label_words)
-        lm, tokenizer = models.load(model, _dtype(dtype))
-        config = OFAConfig(seed=seed)
-        with progress_bar() as bar:
-            curves = probe_analysis.analyse(
-                lm, tokenizer, chosen, drawn, test[:test_items], config, n_probes, tracker(bar, "measuring")
-            )
-        source = models.source_of(lm)
-        n_test = min(test_items, len(test))
-        title = f"{task}, {per_class} shots per class, seed {seed}, {n_test} texts, {source.name}"
-        written = probe_analysis.write(curves, title, out)
-    console.print(probe_analysis.summary(curves, title))
-    console.print(f"written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    with _plain_errors():
+        options = command.Probing(task, data, shots, test_items, n_probes, seed, model, _dtype(dtype))
+        command.run(options, out, console)
 
 
 @app.command(epilog="Example: [bold]OFA_BACKEND=triton ofa info[/]")
 def info() -> None:
     """Show versions, the machine, which backend serves what, and what is missing and why."""
-    with _plain_errors():
-        from ofa.commands.info import show_info
+    from ofa.commands.info import show_info
 
+    with _plain_errors():
         show_info(console)

@@ -5,8 +5,9 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
 WARMUP_SHARE = 0.05
-TERMS = ("formulas", "paper_code")
+FORMS = ("formulas", "paper_code")  # of the terms
 
 
 def check_count(name: str, value: int) -> None:
@@ -122,8 +123,8 @@ class OFAConfig:
         return Schedule(*settings, max_steps=max_steps, cosine_from_start=as_published)
 
     def __post_init__(self):
-        if self.terms not in TERMS:
-            raise ValueError(f"terms must be one of {TERMS}, got {self.terms!r}")
+        if self.terms not in FORMS:
+            raise ValueError(f"terms must be one of {FORMS}, got {self.terms!r}")
         for name in ("n_probes", "sharpness_every"):
             check_count(name, getattr(self, name))
             if self.terms == "paper_code" and getattr(self, name) != 1:

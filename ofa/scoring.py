@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ofa.data.batch import labelled, max_tokens, pad
+from ofa.data.batch import labelled, pad
 from ofa.data.inputs import as_texts
 from ofa.data.task import Task, count_truncated
-from ofa.decoder.families import causal_lm, without_autocast
+from ofa.decoder.view import Decoder, without_autocast
 from ofa.passes.own_layers import ActivationPatch, TokenStates, token_states
 
 # what a batch may hold: its keys and values, and a mask of rows × tokens²
@@ -97,18 +97,17 @@ def score(
             not continue the prefix.
         FloatingPointError: a logit is NaN or infinite.
     """
-    texts, words = as_texts(texts), task.target_ids(tokenizer)
+    decoder, texts, words = Decoder.of(model), as_texts(texts), task.target_ids(tokenizer)
     if not texts:
         return Scores(torch.empty(0, len(words)), 0)
     task.check_labels(shots)
-    before, limit = task.demonstrations(shots), max_tokens(model) - max(map(len, words)) + 1
+    before, limit = task.demonstrations(shots), decoder.max_tokens - max(map(len, words)) + 1
     prompts = [task.encode(tokenizer, text, limit, before) for text in texts]
     n_truncated = count_truncated(prompts)
     ids = [prompt.ids for prompt in prompts]
-    device = causal_lm(model).lm_head.weight.device
     if prefix is None:
         shared = _common_prefix(ids) if len(ids) > 1 else 0
-        seen = token_states(model, pad([ids[0][:shared]], device)) if shared else None
+        seen = token_states(decoder, pad([ids[0][:shared]], decoder.device)) if shared else None
     else:
         (beginning, seen), shared = prefix, len(prefix[0])
         if any(i[:shared] != beginning for i in ids):
@@ -118,7 +117,7 @@ def score(
             )
     result = torch.empty(len(ids), len(words))
     for rows in track(_batches([len(i) - shared for i in ids], shared)):
-        log_probs = _word_log_probs(model, [ids[i][shared:] for i in rows], words, seen, patch)
+        log_probs = _word_log_probs(decoder, [ids[i][shared:] for i in rows], words, seen, patch)
         result[rows] = log_probs.log_softmax(-1).cpu()
     if not torch.isfinite(result).all():
         raise FloatingPointError("the model's logits are NaN or infinite; load it in float32 or bfloat16")
@@ -126,18 +125,17 @@ def score(
 
 
 def _word_log_probs(
-    model: nn.Module,
+    decoder: Decoder,
     prompts: Sequence[list[int]],
     words: Sequence[list[int]],
     prefix: TokenStates | None,
     patch: ActivationPatch | None,
 ) -> Tensor:
     """[prompts, words] log-probability of each word after each prompt, its tokens one after the other."""
-    device = causal_lm(model).lm_head.weight.device
 
     def states(word: list[int]) -> TokenStates:
-        batch = labelled(prompts, [word] * len(prompts), device)
-        return token_states(model, batch, record=False, prefix=prefix, patch=patch)
+        batch = labelled(prompts, [word] * len(prompts), decoder.device)
+        return token_states(decoder, batch, record=False, prefix=prefix, patch=patch)
 
     first = states(words[0][:1]).logits.float().log_softmax(-1)
     columns = []

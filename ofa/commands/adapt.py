@@ -1,17 +1,64 @@
-"""`ofa adapt`, once its rows are read: draw shots, fit, save, and test before and after."""
+"""`ofa adapt`: read rows, draw shots, fit, save, and test before and after."""
 
 import json
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from ofa.classifier import FewShotClassifier
 from ofa.commands.forecast import WORTH_SAYING, in_words, seconds_to_score
-from ofa.data.draws import draw_shots, draw_test
+from ofa.config import OFAConfig
+from ofa.data.draws import draw_shots, draw_test, number_labels
 from ofa.data.languages import warn_of_unknown_language
+from ofa.data.rows import Reading, read_rows
 from ofa.train.history import write_history
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The options of the command.
+
+    Attributes:
+        data: a file of labelled rows, or the name of a data set.
+        reading: how it is read.
+        label_words: as `number_labels` takes them; none: the labels themselves.
+        template: holds `{text}` once.
+        shots: examples per class.
+        test: how many other rows to test on, or "all".
+        model: a name, folder or hub id.
+        dtype: the model's; None for what is fast.
+        config: how to adapt; its seed is that of the draws too.
+    """
+
+    data: str
+    reading: Reading
+    label_words: Sequence[str]
+    template: str
+    shots: int
+    test: str
+    model: str
+    dtype: torch.dtype | None
+    config: OFAConfig
+
+
+def run(options: Adaptation, out: Path, console: Console) -> None:
+    """Read the rows, draw, adapt, save to `out`, and test on other rows.
+
+    Raises:
+        ValueError, OSError, FloatingPointError, SourceError, KeyboardInterrupt: as what it calls.
+    """
+    n_test = n_to_test(options.test)
+    rows, words = number_labels(read_rows(options.data, options.reading), options.label_words or None)
+    chosen, held_out = draw(rows, words, options.shots, n_test, options.config.seed, console)
+    classifier = FewShotClassifier(
+        options.model, words, options.template, options.config, dtype=options.dtype
+    )
+    adapt_and_test(classifier, chosen, held_out, out, console)
 
 
 def n_to_test(text: str) -> int | None:

@@ -21,12 +21,12 @@ from rich.progress import (
 
 from ofa import models
 from ofa.commands.locks import only_run
-from ofa.compare.cells import PROTOCOLS, Cell, Pool, cells_file, compare, plan, read_cells
+from ofa.compare.cells import PROTOCOLS, Cell, Common, Pool, cells_file, compare, plan, read_cells
 from ofa.compare.methods import METHODS
 from ofa.compare.plots import plot_comparison
 from ofa.compare.tables import accuracy_table, sections, write_csv
 from ofa.compare.variants import method_of
-from ofa.data import datasets as catalog
+from ofa.data import datasets
 from ofa.data.draws import draw_test, number_labels
 from ofa.data.languages import warn_of_unknown_language
 from ofa.data.rows import Reading, is_file, read_rows
@@ -77,7 +77,7 @@ class Comparison:
     seeds: range
     out: Path
     shots: int | None = None
-    test_items: int = catalog.N_TEST
+    test_items: int = datasets.N_TEST
     max_steps: int | None = None
     model: str = models.SMOLLM2
     data: Path | None = None
@@ -94,7 +94,7 @@ class Comparison:
             ValueError: every unknown task, method, option and protocol, and where none is given, a line each;
                 or a malformed tasks.json.
         """
-        known, wrong = catalog.data_sets(self.data), []
+        known, wrong = datasets.data_sets(self.data), []
         for option, names, every in (
             ("--tasks", self.tasks, known),
             ("--methods", self.methods, METHODS),
@@ -115,7 +115,7 @@ class Comparison:
 
     def _task(self, name: str) -> str:
         if not is_file(name):
-            catalog.find(name, self.data)
+            datasets.find(name, self.data)
         return name
 
     def pools(self) -> list[Pool]:
@@ -124,13 +124,13 @@ class Comparison:
         return [replace(pool, task=replace(pool.task, whole_words=self.whole_words)) for pool in pools]
 
     def _pool(self, name: str) -> Pool:
-        known = catalog.data_sets(self.data)
+        known = datasets.data_sets(self.data)
         if name in known:
-            task, rows, test = catalog.load(name, self.data)
+            task, rows, test = datasets.load(name, self.data)
             return Pool(task, rows, test[: self.test_items], self.shots or known[name].shots)
         rows, words = number_labels(read_rows(name, self.reading), self.label_words or None)
         task = Task(Path(name).stem, self.template, words)
-        test = draw_test(rows, min(self.test_items, len(rows) // 2), catalog.TEST_SEED, len(words))
+        test = draw_test(rows, min(self.test_items, len(rows) // 2), datasets.TEST_SEED, len(words))
         tested = {row["text"] for row in test}
         pool, shots = [row for row in rows if row["text"] not in tested], self.shots or 5
         counts = Counter(row["label"] for row in pool)
@@ -236,7 +236,8 @@ def _run(options: Comparison, share: tuple[int, int], console: Console) -> None:
     pools = options.pools()
     model, tokenizer = models.load(options.model, options.dtype)
     source, dtype = models.source_of(model), model.dtype
-    planned = plan(pools, options.methods, options.protocols, options.seeds, source, dtype, options.max_steps)
+    common = Common.of(source, dtype, options.max_steps)
+    planned = plan(pools, options.methods, options.protocols, options.seeds, common)
     for pool in pools:
         pool.task.target_ids(tokenizer)  # colliding label words are refused before hours of work
         warn_of_unknown_language(tokenizer, [row["text"] for row in pool.rows])

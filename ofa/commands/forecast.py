@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 
 from ofa.classifier import FewShotClassifier
-from ofa.data.batch import max_tokens
+from ofa.decoder.view import Decoder
 
 N_TIMED = 32
 WORTH_SAYING = 60  # seconds
@@ -20,7 +20,7 @@ def seconds_to_score(classifier: FewShotClassifier, texts: Sequence[str]) -> flo
     """
     if len(texts) < 2 * N_TIMED:
         return 0.0
-    limit = max_tokens(classifier.model_)
+    limit = Decoder.of(classifier.model_).max_tokens
     lengths = [min(len(ids), limit) for ids in classifier.tokenizer_(list(texts))["input_ids"]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of cut texts: the whole run tells their number

@@ -1,4 +1,4 @@
-"""`ofa predict`, once its options are read: label texts, print them, and write them as CSV."""
+"""`ofa predict`: label texts, print them, and write them as CSV."""
 
 import csv
 import tempfile
@@ -11,6 +11,26 @@ from rich.table import Table
 
 from ofa.classifier import FewShotClassifier
 from ofa.commands.forecast import WORTH_SAYING, in_words, seconds_to_score
+from ofa.data.rows import Reading, read_texts
+
+
+def run(classifier: FewShotClassifier, texts: Sequence[str], out: Path | None, console: Console) -> None:
+    """Label texts, and show and write what came out."""
+    show(label(classifier, texts, console), out, console)
+
+
+def texts_of(texts: Sequence[str], file: Path | None, reading: Reading) -> list[str]:
+    """The texts of the command line, and those of a file after them.
+
+    Raises:
+        ValueError: one is empty, or there are none.
+    """
+    if not all(text.strip() for text in texts):
+        raise ValueError("a text is empty; leave it out")
+    texts = [*texts, *(read_texts(file, reading) if file else ())]
+    if not texts:
+        raise ValueError("nothing to classify: give texts, or a file with --file")
+    return texts
 
 
 def check_output(out: Path) -> None:

@@ -82,14 +82,27 @@ class Cell:
         return self
 
 
+@dataclass(frozen=True)
+class Common:
+    """What all cells of a run have in common; see `Cell`."""
+
+    model: str
+    model_sha256: str | None
+    dtype: str
+    max_steps: int | None = None
+
+    @classmethod
+    def of(cls, source: Source, dtype: torch.dtype, max_steps: int | None = None) -> "Common":
+        """With a model's source and type, and a cap on optimiser steps."""
+        return cls(source.name, source.sha256, str(dtype).removeprefix("torch."), max_steps)
+
+
 def plan(
     pools: Sequence[Pool],
     methods: Sequence[str],
     protocols: Sequence[str],
     seeds: Sequence[int],
-    source: Source,
-    dtype: torch.dtype,
-    max_steps: int | None = None,
+    common: Common,
 ) -> list[tuple[Pool, Cell]]:
     """All cells, seed by seed, so that a run that is cut short has whole seeds.
 
@@ -98,9 +111,7 @@ def plan(
         methods: names that `method_of` gave, so that equal settings are one cell.
         protocols: of `PROTOCOLS`.
         seeds: of the draws.
-        source: the model's.
-        dtype: the model's.
-        max_steps: cap on optimiser steps.
+        common: what the cells share.
     """
     cells = []
     for seed, pool, protocol, method in product(seeds, pools, protocols, methods):
@@ -110,12 +121,9 @@ def plan(
             protocol=protocol,
             seed=seed,
             shots=pool.shots,
-            model=source.name,
-            model_sha256=source.sha256,
-            dtype=str(dtype).removeprefix("torch."),
             data_sha256=pool.digest,
             n_test=len(pool.test),
-            max_steps=max_steps,
+            **asdict(common),
         )
         cells.append((pool, cell))
     return cells

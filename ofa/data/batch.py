@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from ofa.data.inputs import as_texts
 from ofa.data.task import Task, count_truncated
 from ofa.data.words import IGNORED
-from ofa.decoder.families import causal_lm
 
 
 def pad(prompts: Sequence[list[int]], device: torch.device) -> dict[str, Tensor]:
@@ -29,11 +28,6 @@ def labelled(
     longest = max(map(len, words))
     labels = torch.tensor([word + [IGNORED] * (longest - len(word)) for word in words], device=device)
     return {**batch, "labels": labels if longest > 1 else labels[:, 0]}
-
-
-def max_tokens(model: nn.Module) -> int:
-    """The context length of a model."""
-    return causal_lm(model).config.max_position_embeddings
 
 
 def features(

@@ -1,49 +1,61 @@
-"""The model families: where each keeps its norms and layers, by role and not by name."""
+"""The model families: where each keeps its parts, what its norms do, and where it differs from Llama."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import wraps
+from enum import Enum
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ofa.decoder.norms import GemmaRMSNorm, LayerNorm, Olmo2RMSNorm, RMSNorm, RMSNormFunction, epsilon
 from ofa_kernels.reference import preconditioner
 
-LLAMA = {"input_layernorm": "before attention", "post_attention_layernorm": "before the MLP"}
+
+class Role(Enum):
+    """Where in a block a norm stands."""
+
+    BEFORE_ATTENTION = "before attention"
+    AFTER_ATTENTION = "after attention"
+    BEFORE_MLP = "before the MLP"
+    AFTER_MLP = "after the MLP"
+    BEFORE_BOTH = "before attention and the MLP"
+
+
+LLAMA = {"input_layernorm": Role.BEFORE_ATTENTION, "post_attention_layernorm": Role.BEFORE_MLP}
 GEMMA = {
-    "input_layernorm": "before attention",
-    "post_attention_layernorm": "after attention",
-    "pre_feedforward_layernorm": "before the MLP",
-    "post_feedforward_layernorm": "after the MLP",
+    "input_layernorm": Role.BEFORE_ATTENTION,
+    "post_attention_layernorm": Role.AFTER_ATTENTION,
+    "pre_feedforward_layernorm": Role.BEFORE_MLP,
+    "post_feedforward_layernorm": Role.AFTER_MLP,
 }
-OLMO2 = {"post_attention_layernorm": "after attention", "post_feedforward_layernorm": "after the MLP"}
-GPT2 = {"ln_1": "before attention", "ln_2": "before the MLP"}
-GPTJ = {"ln_1": "before attention and the MLP"}
+OLMO2 = {"post_attention_layernorm": Role.AFTER_ATTENTION, "post_feedforward_layernorm": Role.AFTER_MLP}
+GPT2 = {"ln_1": Role.BEFORE_ATTENTION, "ln_2": Role.BEFORE_MLP}
+GPTJ = {"ln_1": Role.BEFORE_BOTH}
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a model family calls its parts.
+    """What a model family calls its parts, and what it does otherwise than Llama.
 
     P is the norm of the MLP: the one before it, or in OLMo 2, which has none there, the one after it.
 
     Attributes:
         norm_class: the class of the norms that are replaced.
-        roles: a block's norms in the order of their use, and what each does.
+        roles: a block's norms in the order of their use.
         preconditioner: which of them is P.
         norm: what replaces them.
         decoder: where the language model keeps its decoder; the other names are below that.
         layers: its blocks.
-        attention: a block's attention; all call their MLP `mlp`.
+        attention: a block's attention; all families call the MLP `mlp`.
         embedding: of the words.
         positions: the embedding of the positions, where they are learned.
         final: the norm behind the last block.
+        fast_pass: whether `ofa.passes.layer` does what its blocks do.
+        rotary_by_layer_type: sliding layers turn faster than the others.
+        caps_scores: attention scores are capped; Gemma 3 has the setting and makes no use of it.
     """
 
     norm_class: str
-    roles: Mapping[str, str]
+    roles: Mapping[str, Role]
     preconditioner: str
     norm: type[nn.Module] = RMSNorm
     decoder: str = "model"
@@ -52,20 +64,15 @@ class Family:
     embedding: str = "embed_tokens"
     positions: str | None = None
     final: str = "norm"
+    fast_pass: bool = True
+    rotary_by_layer_type: bool = False
+    caps_scores: bool = False
 
     def role(self, name: str) -> str:
-        """What the norm called `name` does."""
+        """What the norm called `name` does, in words."""
         if name == self.final:
             return "final"
-        return self.roles[name] + (": the preconditioner P" if name == self.preconditioner else "")
-
-    def decoder_of(self, lm: PreTrainedModel) -> nn.Module:
-        """The decoder of a language model."""
-        return getattr(lm, self.decoder)
-
-    def layers_of(self, lm: PreTrainedModel) -> nn.ModuleList:
-        """The blocks of a language model."""
-        return getattr(self.decoder_of(lm), self.layers)
+        return self.roles[name].value + (": the preconditioner P" if name == self.preconditioner else "")
 
     def function_of(self, norm: nn.Module) -> RMSNormFunction:
         """What one of the family's norms computes, also those of queries and keys."""
@@ -78,8 +85,24 @@ class Family:
         return preconditioner(z, norm.weight, epsilon(norm), self.norm.offset)
 
 
-def _gpt(roles: Mapping[str, str], p: str, positions: str | None) -> Family:
-    return Family("LayerNorm", roles, p, LayerNorm, "transformer", "h", "attn", "wte", positions, "ln_f")
+def _gpt(roles: Mapping[str, Role], p: str, positions: str | None) -> Family:
+    return Family(
+        "LayerNorm",
+        roles,
+        p,
+        norm=LayerNorm,
+        decoder="transformer",
+        layers="h",
+        attention="attn",
+        embedding="wte",
+        positions=positions,
+        final="ln_f",
+        fast_pass=False,
+    )
+
+
+def _gemma(norm_class: str, **habits: bool) -> Family:
+    return Family(norm_class, GEMMA, "pre_feedforward_layernorm", GemmaRMSNorm, **habits)
 
 
 _LLAMA_CLASSES = {
@@ -94,87 +117,9 @@ _LLAMA_CLASSES = {
 # by the model type of transformers' configuration
 FAMILIES = {
     **{name: Family(cls, LLAMA, "post_attention_layernorm") for name, cls in _LLAMA_CLASSES.items()},
-    "gemma2": Family("Gemma2RMSNorm", GEMMA, "pre_feedforward_layernorm", GemmaRMSNorm),
-    "gemma3_text": Family("Gemma3RMSNorm", GEMMA, "pre_feedforward_layernorm", GemmaRMSNorm),
+    "gemma2": _gemma("Gemma2RMSNorm", caps_scores=True),
+    "gemma3_text": _gemma("Gemma3RMSNorm", rotary_by_layer_type=True),
     "olmo2": Family("Olmo2RMSNorm", OLMO2, "post_feedforward_layernorm", Olmo2RMSNorm),
     "gpt2": _gpt(GPT2, "ln_2", "wpe"),
     "gptj": _gpt(GPTJ, "ln_1", None),
 }
-
-
-def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The causal language model inside PEFT's wrapper, or the model itself.
-
-    Raises:
-        ValueError: the family is not supported, the model has no language-model head, or PEFT puts virtual
-            tokens before the prompt, which the prediction token's states would miss.
-    """
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ValueError(
-            f"{model.active_peft_config.peft_type.value} of PEFT can't be combined with norm tuning"
-        )
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    model_type = getattr(getattr(inner, "config", None), "model_type", None)
-    if model_type not in FAMILIES or not hasattr(inner, "lm_head"):
-        what = f"{type(inner).__name__} (model type {model_type!r})"
-        raise ValueError(
-            f"{what} is not supported; supported are causal language models of: {', '.join(sorted(FAMILIES))}"
-        )
-    family = FAMILIES[model_type]
-    if family.positions is None and not hasattr(family.decoder_of(inner), "rotary_emb"):
-        raise ValueError(
-            f"{type(inner).__name__} turns its keys inside its attention in this version of transformers; "
-            "use transformers 5.24 or later"
-        )
-    return inner
-
-
-def without_autocast(function: Callable) -> Callable:
-    """A function of a model, run in the model's own type also under autocast.
-
-    Autocast casts what goes into linear layers and not what goes around them, and tangents and sums need one
-    type.
-    """
-
-    @wraps(function)
-    def run(model: nn.Module, *args, **kwargs):
-        with torch.autocast(causal_lm(model).lm_head.weight.device.type, enabled=False):
-            return function(model, *args, **kwargs)
-
-    return run
-
-
-def family_of(model: nn.Module) -> Family:
-    """The family's table entry."""
-    return FAMILIES[causal_lm(model).config.model_type]
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The blocks of a model, Z_t to Z_{t+1} each."""
-    return family_of(model).layers_of(causal_lm(model))
-
-
-def dropout_is_on(lm: PreTrainedModel) -> bool:
-    """Whether a forward pass would drop anything."""
-    return lm.training and bool(
-        getattr(lm.config, "attention_dropout", 0)
-        or any(isinstance(module, nn.Dropout) and module.p for module in lm.modules())
-    )
-
-
-def check_attention(model: nn.Module, n_tokens: int) -> None:
-    """Refuse what would not let every token see all before it, and these only.
-
-    Raises:
-        ValueError: the prompt is longer than the model's sliding window, or attention looks ahead.
-    """
-    config = causal_lm(model).config
-    if getattr(config, "use_bidirectional_attention", None):
-        raise ValueError("the model's attention looks ahead (use_bidirectional_attention); it must be causal")
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    if window is not None and slides and n_tokens > window:
-        raise ValueError(
-            f"a prompt of {n_tokens} tokens is longer than the model's sliding window of {window}; use "
-            "shorter texts or fewer demonstrations"
-        )

@@ -13,6 +13,15 @@ def epsilon(norm: nn.Module) -> float:
     return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
 
 
+def active_norm(module: nn.Module) -> nn.Module:
+    """The norm that computes: inside PEFT's LN-tuning wrapper that is the active copy, not the base."""
+    if not hasattr(module, "ln_tuning_layers"):
+        return module
+    if module.disable_adapters or module.merged or not module.active_adapters:
+        return module.base_layer
+    return module.ln_tuning_layers[module.active_adapters[0]]
+
+
 @dataclass(frozen=True)
 class RMSNormFunction:
     """An RMSNorm's numbers and what is computed with them, whether its module is patched or not."""

@@ -1,15 +1,16 @@
 """Swap the kernels into a model, free its norm weights γ and freeze everything else; reversibly."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
 
 import torch
 from torch import Tensor, nn
 
-from ofa.decoder.families import Family, causal_lm, family_of
+from ofa.decoder.families import Family
 from ofa.decoder.quantised import allow_packing, keep_unpacked
+from ofa.decoder.view import Decoder
 
 # what γ is held in: near 1.0 a 16-bit type can't hold an update of 1e-3
 GAMMA_DTYPES = (torch.float32, torch.float64)
@@ -47,7 +48,7 @@ class PatchReport:
 
     def __init__(
         self,
-        decoder: nn.Module,
+        stack: nn.Module,
         norms: list[PatchedNorm],
         flags: list[tuple[nn.Parameter, bool]],
         unpacked: list[nn.Module],
@@ -55,13 +56,13 @@ class PatchReport:
         self.norms = norms
         self.n_trainable = sum(norm.module.weight.numel() for norm in norms)
         self.n_parameters = sum(parameter.numel() for parameter, _ in flags)
-        self._decoder = decoder
+        self._stack = stack
         self._flags = flags
         self._unpacked = unpacked
 
     def undo(self) -> None:
         """Give the model its classes, parameters, bits and `requires_grad` back; harmless when repeated."""
-        if self._decoder.__dict__.get("_ofa_patch") is not self:
+        if self._stack.__dict__.get("_ofa_patch") is not self:
             return
         for norm in self.norms:
             weight = norm.original_weight
@@ -71,7 +72,7 @@ class PatchReport:
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         allow_packing(self._unpacked)
-        del self._decoder._ofa_patch
+        del self._stack._ofa_patch
 
     def _refresh(self, model: nn.Module) -> None:
         """Make γ, and nothing else, train again, whatever was wrapped or frozen since."""
@@ -113,25 +114,6 @@ def _check_replaceable(name: str, module: nn.Module, family: Family) -> None:
         raise ValueError(f"the weight of {name} is offloaded; load the norms onto a device before patching")
 
 
-def active_norm(module: nn.Module) -> nn.Module:
-    """The norm that computes: inside PEFT's LN-tuning wrapper that is the active copy, not the base."""
-    if not hasattr(module, "ln_tuning_layers"):
-        return module
-    if module.disable_adapters or module.merged or not module.active_adapters:
-        return module.base_layer
-    return module.ln_tuning_layers[module.active_adapters[0]]
-
-
-def named_norms(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """(path below the decoder, role, norm) of every norm whose γ is trained."""
-    family, lm = family_of(model), causal_lm(model)
-    for i, layer in enumerate(family.layers_of(lm)):
-        for name in family.roles:
-            yield f"{family.layers}.{i}.{name}", family.role(name), active_norm(getattr(layer, name))
-    decoder = family.decoder_of(lm)
-    yield family.final, family.role(family.final), active_norm(getattr(decoder, family.final))
-
-
 def set_gammas(model: nn.Module, gammas: Sequence[Tensor] | None = None) -> None:
     """Put γ into a model, in the order of its norms.
 
@@ -139,7 +121,7 @@ def set_gammas(model: nn.Module, gammas: Sequence[Tensor] | None = None) -> None
         model: a model of a supported family; patched if it isn't.
         gammas: a tensor a norm. None: those of the base model, which is left alone if it isn't patched.
     """
-    if gammas is None and "_ofa_patch" not in family_of(model).decoder_of(causal_lm(model)).__dict__:
+    if gammas is None and "_ofa_patch" not in Decoder.of(model).stack.__dict__:
         return
     norms = patch_model(model).norms
     if gammas is None:
@@ -166,12 +148,11 @@ def patch_model(model: nn.Module) -> PatchReport:
         ValueError: an unsupported family, an unknown or offloaded norm, or a model whose norms were wrapped
             or cast after patching.
     """
-    family = family_of(model)
-    decoder = family.decoder_of(causal_lm(model))
-    found = list(named_norms(model))
-    report = decoder.__dict__.get("_ofa_patch")
+    decoder = Decoder.of(model)
+    family, stack, present = decoder.family, decoder.stack, list(decoder.named_norms())
+    report = stack.__dict__.get("_ofa_patch")
     if report is not None:
-        same = [norm.module for norm in report.norms] == [module for *_, module in found]
+        same = [norm.module for norm in report.norms] == [module for *_, module in present]
         if not same or any(norm.module.weight.dtype not in GAMMA_DTYPES for norm in report.norms):
             raise ValueError(
                 "the model was patched before its norms were wrapped or cast; call undo() on the first "
@@ -179,16 +160,16 @@ def patch_model(model: nn.Module) -> PatchReport:
             )
         report._refresh(model)
         return report
-    for name, _, module in found:
+    for name, _, module in present:
         _check_replaceable(name, module, family)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     norms = []
-    for name, role, module in found:
+    for name, role, module in present:
         weight = module.weight
         norms.append(PatchedNorm(name, role, module, type(module), weight))
         dtype = weight.dtype if weight.dtype in GAMMA_DTYPES else torch.float32
         _become(module, family.norm)
         module.weight = nn.Parameter(weight.detach().to(dtype, copy=True))
-    decoder._ofa_patch = PatchReport(decoder, norms, flags, keep_unpacked(model))
-    return decoder._ofa_patch
+    report = stack._ofa_patch = PatchReport(stack, norms, flags, keep_unpacked(model))
+    return report

@@ -11,8 +11,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ofa.decoder.families import decoder_layers
 from ofa.decoder.patch import patch_model
+from ofa.decoder.view import Decoder
 
 
 def shard_layers(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
@@ -34,7 +34,7 @@ def shard_layers(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
     if not torch.distributed.is_initialized():
         raise RuntimeError("shard_layers needs a process group: run under torchrun or accelerate launch")
     gammas = {norm.module.weight for norm in patch_model(model).norms}
-    for layer in decoder_layers(model):
+    for layer in Decoder.of(model).layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=gammas)
     spread = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
     # a data-parallel wrapper, such as Trainer's, would broadcast them

@@ -1,43 +1,185 @@
-"""What a model does around its layers: from token ids to Z_0, rotary embeddings, from Z_T to logits."""
+"""A causal language model as the rest of ofa sees it, whatever its family calls its parts."""
 
-from torch import Tensor
-from transformers import PreTrainedModel
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
-from ofa.decoder.families import family_of
-from ofa.passes.attention import capped
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ofa.decoder.families import FAMILIES, Family
+from ofa.decoder.norms import active_norm
+
+# a pair [B, T, ...], cos and sin for most families; None where there is none
 Rotary = tuple[Tensor, Tensor] | None
 
-
-def embed(lm: PreTrainedModel, input_ids: Tensor, positions: Tensor) -> Tensor:
-    """What the first layer is given, [..., D]; Granite scales its embeddings, GPT-2 adds the positions'."""
-    family = family_of(lm)
-    decoder = family.decoder_of(lm)
-    embedded = getattr(decoder, family.embedding)(input_ids)
-    if family.positions is not None:
-        embedded = embedded + getattr(decoder, family.positions)(positions)
-    return embedded * getattr(lm.config, "embedding_multiplier", 1.0)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def rotary(lm: PreTrainedModel, embedded: Tensor, positions: Tensor) -> list[Rotary]:
-    """Each layer's rotary embedding, a pair [B, T, ...] (cos and sin, for most); None where it has none."""
-    family = family_of(lm)
-    decoder, n_layers = family.decoder_of(lm), lm.config.num_hidden_layers
-    if family.positions is not None:
-        return [None] * n_layers
-    if lm.config.model_type != "gemma3_text":
-        return [decoder.rotary_emb(embedded, positions)] * n_layers
-    types = lm.config.layer_types  # sliding layers turn faster than the others
-    by_type = {name: decoder.rotary_emb(embedded, positions, name) for name in set(types)}
-    return [by_type[name] for name in types]
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(scores / cap), or the scores themselves without a cap (Gemma 2)."""
+    return scores if cap is None else cap * (scores / cap).tanh()
 
 
-def attention_cap(lm: PreTrainedModel) -> float | None:
-    """What caps attention scores; Gemma 3 has the setting and makes no use of it."""
-    return lm.config.attn_logit_softcapping if lm.config.model_type == "gemma2" else None
+@dataclass(frozen=True)
+class Decoder:
+    """A model's parts by what they do; made once for a call from outside, and handed down.
+
+    Attributes:
+        lm: the causal language model, without PEFT's wrapper.
+        family: what it calls its parts.
+    """
+
+    lm: PreTrainedModel
+    family: Family
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Decoder":
+        """The view of a model, or of the one inside PEFT's wrapper.
+
+        Raises:
+            ValueError: the family is not supported, the model has no language-model head, or PEFT puts
+                virtual tokens before the prompt, which the prediction token's states would miss.
+        """
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError(
+                f"{model.active_peft_config.peft_type.value} of PEFT can't be combined with norm tuning"
+            )
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        model_type = getattr(getattr(inner, "config", None), "model_type", None)
+        if model_type not in FAMILIES or not hasattr(inner, "lm_head"):
+            what = f"{type(inner).__name__} (model type {model_type!r})"
+            known = ", ".join(sorted(FAMILIES))
+            raise ValueError(f"{what} is not supported; supported are causal language models of: {known}")
+        decoder = cls(inner, FAMILIES[model_type])
+        if decoder.family.positions is None and not hasattr(decoder.stack, "rotary_emb"):
+            raise ValueError(
+                f"{type(inner).__name__} turns its keys inside its attention in this version of "
+                "transformers; use transformers 5.24 or later"
+            )
+        return decoder
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The configuration of transformers."""
+        return self.lm.config
+
+    @property
+    def stack(self) -> nn.Module:
+        """What lies between token ids and the head."""
+        return getattr(self.lm, self.family.decoder)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks, Z_t to Z_{t+1} each."""
+        return getattr(self.stack, self.family.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head lies, and so the logits."""
+        return self.lm.lm_head.weight.device
+
+    @property
+    def max_tokens(self) -> int:
+        """The length of the context."""
+        return self.config.max_position_embeddings
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm behind the last block, which may be inside PEFT's wrapper."""
+        return getattr(self.stack, self.family.final)
+
+    @property
+    def score_cap(self) -> float | None:
+        """What caps attention scores, or None."""
+        return self.config.attn_logit_softcapping if self.family.caps_scores else None
+
+    def norms_of(self, layer: nn.Module) -> dict[str, nn.Module]:
+        """The norms of a block by their names, in the order of their use."""
+        return {name: active_norm(getattr(layer, name)) for name in self.family.roles}
+
+    def named_norms(self) -> Iterator[tuple[str, str, nn.Module]]:
+        """(path below the decoder, role, norm) of every norm whose γ is trained."""
+        family = self.family
+        for i, layer in enumerate(self.layers):
+            for name, norm in self.norms_of(layer).items():
+                yield f"{family.layers}.{i}.{name}", family.role(name), norm
+        yield family.final, family.role(family.final), active_norm(self.final_norm)
+
+    def preconditioner(self, layer: nn.Module, z: Tensor) -> Tensor:
+        """P = γ / σ(z) [B, D] of a block at states z [B, D]."""
+        return self.family.preconditioner_at(self.norms_of(layer)[self.family.preconditioner], z)
+
+    def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """What the first block is given, [..., D]; Granite scales it, GPT-2 adds the positions' own."""
+        embedded = getattr(self.stack, self.family.embedding)(input_ids)
+        if self.family.positions is not None:
+            embedded = embedded + getattr(self.stack, self.family.positions)(positions)
+        return embedded * getattr(self.config, "embedding_multiplier", 1.0)
+
+    @property
+    def rotary_kinds(self) -> list[str]:
+        """Which of the rotary embeddings each block uses."""
+        if self.family.rotary_by_layer_type:
+            return self.config.layer_types
+        return ["every layer"] * len(self.layers)
+
+    def rotary(self, embedded: Tensor, positions: Tensor) -> dict[str, Rotary]:
+        """The rotary embeddings at positions [B, T], by their kinds."""
+        kinds = set(self.rotary_kinds)
+        if self.family.positions is not None:
+            return dict.fromkeys(kinds)
+        if not self.family.rotary_by_layer_type:
+            return dict.fromkeys(kinds, self.stack.rotary_emb(embedded, positions))
+        return {kind: self.stack.rotary_emb(embedded, positions, kind) for kind in kinds}
+
+    def logits(self, normed: Tensor) -> Tensor:
+        """Logits [..., V] of normed states; Granite scales them too, Gemma 2 caps them."""
+        logits = self.lm.lm_head(normed) / getattr(self.config, "logits_scaling", 1.0)
+        return capped(logits, getattr(self.config, "final_logit_softcapping", None))
+
+    def drops(self) -> bool:
+        """Whether a forward pass would drop anything."""
+        return self.lm.training and bool(
+            getattr(self.config, "attention_dropout", 0)
+            or any(isinstance(module, nn.Dropout) and module.p for module in self.lm.modules())
+        )
+
+    def check_attention(self, n_tokens: int) -> None:
+        """Refuse what would not let every token see all before it, and these only.
+
+        Raises:
+            ValueError: the prompt is longer than the model's sliding window, or attention looks ahead.
+        """
+        config = self.config
+        if getattr(config, "use_bidirectional_attention", None):
+            raise ValueError(
+                "the model's attention looks ahead (use_bidirectional_attention); it must be causal"
+            )
+        window = getattr(config, "sliding_window", None)
+        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+        if window is not None and slides and n_tokens > window:
+            raise ValueError(
+                f"a prompt of {n_tokens} tokens is longer than the model's sliding window of {window}; use "
+                "shorter texts or fewer demonstrations"
+            )
 
 
-def project(lm: PreTrainedModel, normed: Tensor) -> Tensor:
-    """Logits [..., V] of normed states; Granite scales them too, Gemma 2 caps them."""
-    logits = lm.lm_head(normed) / getattr(lm.config, "logits_scaling", 1.0)
-    return capped(logits, getattr(lm.config, "final_logit_softcapping", None))
+def without_autocast(
+    function: Callable[Concatenate[nn.Module, Arguments], Result],
+) -> Callable[Concatenate[nn.Module, Arguments], Result]:
+    """A function of a model, run in the model's own type also under autocast.
+
+    Autocast casts what goes into linear layers and not what goes around them, and tangents and sums need one
+    type.
+    """
+
+    @wraps(function)
+    def run(model: nn.Module, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with torch.autocast(Decoder.of(model).device.type, enabled=False):
+            return function(model, *args, **kwargs)
+
+    return run

@@ -1,19 +1,35 @@
-"""The loss CE + λ_J J + λ_H H and its configuration."""
+"""The loss CE + λ_J J + λ_H H and its terms."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 import ofa_kernels
 from ofa.config import OFAConfig
 from ofa.data.words import cross_entropy
-from ofa.decoder.families import causal_lm, without_autocast
 from ofa.decoder.quantised import check_derivatives
+from ofa.decoder.view import Decoder, without_autocast
 from ofa.loss.paper_code import paper_code_terms
 from ofa.loss.sharpness import layer_sharpness
-from ofa.passes.fast import Probes, StackedPass, stacked_pass, why_not_stacked
+from ofa.passes.fast import StackedPass, stacked_pass, why_not_stacked
+from ofa.passes.layer import Probes
 from ofa.passes.own_layers import TokenStates, token_states
 from ofa_kernels.probes import mix
+
+
+class Term(NamedTuple):
+    """How a term of the loss is shown: its symbol in a progress bar, its name with the unit on an axis."""
+
+    symbol: str
+    label: str
+
+
+TERMS = {
+    "cross_entropy": Term("CE", "cross-entropy, nats"),
+    "step_ratio": Term("J", "step ratio J"),
+    "sharpness": Term("H", "sharpness H"),
+}
 
 
 @dataclass(frozen=True)
@@ -22,8 +38,12 @@ class Objective:
 
     loss: Tensor
     cross_entropy: Tensor
-    step_ratio: Tensor | None
-    sharpness: Tensor | None
+    step_ratio: Tensor | None = None
+    sharpness: Tensor | None = None
+
+    def terms(self) -> dict[str, Tensor | None]:
+        """The terms by their names in `TERMS`."""
+        return {name: getattr(self, name) for name in TERMS}
 
 
 @without_autocast
@@ -61,20 +81,21 @@ def objective(
             f"step is a tensor, whose value would have to be waited for, with terms={cfg.terms!r} and "
             f"sharpness_every={cfg.sharpness_every}; pass an int, or use 'formulas' and 1"
         )
+    decoder = Decoder.of(model)
+    check_derivatives(decoder.lm, own_layers=False)
     if cfg.terms == "paper_code":
-        check_derivatives(model, own_layers=False)
-        nll, ratio, sharp = paper_code_terms(model, batch, mix(cfg.seed, step))
+        nll, ratio, sharp = paper_code_terms(decoder, batch, mix(cfg.seed, step))
         loss = nll + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
         return Objective(loss, nll, ratio, sharp)
     probes = None
     if cfg.lambda_sharp != 0 and (cfg.sharpness_every == 1 or step % cfg.sharpness_every == 0):
-        n_layers = causal_lm(model).config.num_hidden_layers
+        n_layers = len(decoder.layers)
         if n_layers < 2:
             raise ValueError("the sharpness term needs a model of at least two layers; set lambda_sharp=0")
         # the embedding's layer is noise (and left out of J too)
         layers, ids = range(1, n_layers), batch.get("example_ids")
         probes = Probes(layers, cfg.n_probes, mix(cfg.seed, step), ids)
-    ran, sharp = _pass(model, batch, probes)
+    ran, sharp = _pass(decoder, batch, probes)
     loss = nll = cross_entropy(ran.logits, ran.following, batch["labels"])
     ratio = None
     if cfg.lambda_step != 0:
@@ -86,12 +107,11 @@ def objective(
 
 
 def _pass(
-    model: nn.Module, batch: dict[str, Tensor], probes: Probes | None
+    decoder: Decoder, batch: dict[str, Tensor], probes: Probes | None
 ) -> tuple[StackedPass | TokenStates, Tensor | None]:
     """States and logits, and the mean H or None, in one pass where the family's form is written."""
-    check_derivatives(model, own_layers=False)
-    if why_not_stacked(model) is None:
-        ran = stacked_pass(model, batch, probes)
+    if why_not_stacked(decoder) is None:
+        ran = stacked_pass(decoder, batch, probes)
         return ran, None if probes is None else -ran.products.mean()
-    states = token_states(model, batch, record=probes is not None)
-    return states, None if probes is None else layer_sharpness(model, states, probes).value.mean()
+    states = token_states(decoder, batch, record=probes is not None)
+    return states, None if probes is None else layer_sharpness(decoder, states, probes).value.mean()

@@ -13,21 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofa.data.words import columns_of, cross_entropy, label_places
-from ofa.decoder.families import causal_lm, family_of
 from ofa.decoder.patch import patch_model
+from ofa.decoder.view import Decoder
 from ofa.passes.packing import check_batch
 from ofa_kernels.reference import accumulation_dtype
 
 EPS = 1e-3
 
 
-def pretrained_gammas(model: nn.Module) -> list[Tensor]:
+def pretrained_gammas(decoder: Decoder) -> list[Tensor]:
     """γ0 of the norm that is P, one [D] a layer: what it was before the model was patched."""
-    family = family_of(model)
+    family = decoder.family
     wanted, offset = family.role(family.preconditioner), family.norm.offset
-    return [
-        norm.original_weight.detach() + offset for norm in patch_model(model).norms if norm.role == wanted
-    ]
+    norms = patch_model(decoder.lm).norms
+    return [norm.original_weight.detach() + offset for norm in norms if norm.role == wanted]
 
 
 @contextmanager
@@ -44,18 +43,18 @@ def _shifted(layers: nn.ModuleList, shifts: list[Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-def paper_code_terms(model: nn.Module, batch: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def paper_code_terms(decoder: Decoder, batch: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """(cross-entropy, J, H) of the authors' code, each a scalar.
 
     H averages over the pairs of examples: their product of noise and difference is a B x B matrix. They train
     with a batch of one.
 
     Args:
-        model: a causal language model of a supported family, patched.
+        decoder: the view of a model, patched.
         batch: `input_ids`, `attention_mask` [B, T], `labels` [B] or [B, L], as in `objective`.
         seed: of the noise.
     """
-    lm = causal_lm(model)
+    lm = decoder.lm
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     mask, labels = batch["attention_mask"].bool(), batch["labels"]
     check_batch(batch["input_ids"], mask, labels)
@@ -78,11 +77,10 @@ def paper_code_terms(model: nn.Module, batch: dict[str, Tensor], seed: int) -> t
         torch.randn(h.shape, generator=generator, dtype=dtype, device=h.device)
         for h in out.hidden_states[:-1]
     ]
-    gammas = pretrained_gammas(model)
+    gammas = pretrained_gammas(decoder)
     shifts = [(g.to(dtype) * EPS * n).to(lm.dtype) for g, n in zip(gammas, noises, strict=True)]
-    family = family_of(lm)
-    with _shifted(family.layers_of(lm), shifts):
-        hidden = family.decoder_of(lm)(**inputs, output_hidden_states=True).hidden_states
+    with _shifted(decoder.layers, shifts):
+        hidden = decoder.stack(**inputs, output_hidden_states=True).hidden_states
         noisy = [h[rows, last].to(dtype) for h in hidden]
     sharp = []
     for i in range(1, len(states) - 1):

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 import ofa_kernels
-from ofa.decoder.families import causal_lm, decoder_layers, dropout_is_on, family_of, without_autocast
-from ofa.decoder.patch import active_norm
 from ofa.decoder.quantised import check_derivatives
-from ofa.passes.fast import Probes, stacked_pass, why_not_stacked
+from ofa.decoder.view import Decoder, without_autocast
+from ofa.passes.fast import stacked_pass, why_not_stacked
 from ofa.passes.hf_attention import ONE_QUERY
+from ofa.passes.layer import Probes
 from ofa.passes.own_layers import TokenStates, attention_implementation, cache_argument, token_states
 from ofa_kernels.hutchinson import TraceEstimate
 
@@ -27,9 +27,9 @@ class _EarlierTokens:
         return torch.cat([self.keys, key], dim=2), torch.cat([self.values, value], dim=2)
 
 
-def token_map(model: nn.Module, states: TokenStates, t: int) -> Callable[[Tensor], Tensor]:
+def token_map(decoder: Decoder, states: TokenStates, t: int) -> Callable[[Tensor], Tensor]:
     """f_t(z) = layer_t(z) - z [B, D] of the prediction token, all earlier tokens held as they were."""
-    layer = decoder_layers(model)[t]
+    layer = decoder.layers[t]
     cache = {cache_argument(type(layer)): _EarlierTokens(states.keys[t], states.values[t])}
     mask = torch.nn.functional.pad(states.earlier, (0, 1), value=True)
 
@@ -60,32 +60,31 @@ class Sharpness:
 
 
 def layer_sharpness(
-    model: nn.Module, states: TokenStates, probes: Probes, method: str = "jvp", fd_eps: float = 1e-3
+    decoder: Decoder, states: TokenStates, probes: Probes, method: str = "jvp", fd_eps: float = 1e-3
 ) -> Sharpness:
     """H of the probed layers from recorded states, through the model's own layers.
 
     Differentiable in γ, through Z_t, σ and the keys too: the oracle of the stacked form, and what serves
     families that have none.
     """
-    family, layers = family_of(model), decoder_layers(model)
-    check_derivatives(model, own_layers=method == "jvp")
-    if dropout_is_on(causal_lm(model)):
+    layers = decoder.layers
+    check_derivatives(decoder.lm, own_layers=method == "jvp")
+    if decoder.drops():
         raise ValueError("dropout is on, and tangents would see other units than the pass; call model.eval()")
     if isinstance(layers[0], FSDPModule):
         raise ValueError(
-            f"the layers are sharded, and only stacked tangents can be probed so: {why_not_stacked(model)}; "
-            "set lambda_sharp=0, or do not shard"
+            "the layers are sharded, and only stacked tangents can be probed so: "
+            f"{why_not_stacked(decoder)}; set lambda_sharp=0, or do not shard"
         )
     estimates = []
-    with attention_implementation(model, ONE_QUERY):
+    with attention_implementation(decoder, ONE_QUERY):
         for t in probes.layers:
             z = states.z[t]
-            norm = active_norm(getattr(layers[t], family.preconditioner))
             estimates.append(
                 ofa_kernels.hutchinson_trace(
-                    token_map(model, states, t),
+                    token_map(decoder, states, t),
                     z,
-                    family.preconditioner_at(norm, z),
+                    decoder.preconditioner(layers[t], z),
                     probes.n_probes,
                     probes.seed,
                     method=method,
@@ -130,9 +129,9 @@ def sharpness(
     Raises:
         ValueError: shapes don't fit, or the family is not supported.
     """
-    layers = range(causal_lm(model).config.num_hidden_layers)
-    probes = Probes(layers, n_probes, seed, batch.get("example_ids"))
-    if method == "jvp" and why_not_stacked(model) is None:
-        products = stacked_pass(model, batch, probes).products
+    decoder = Decoder.of(model)
+    probes = Probes(range(len(decoder.layers)), n_probes, seed, batch.get("example_ids"))
+    if method == "jvp" and why_not_stacked(decoder) is None:
+        products = stacked_pass(decoder, batch, probes).products
         return Sharpness.of(map(TraceEstimate.from_probes, products))
-    return layer_sharpness(model, token_states(model, batch), probes, method, fd_eps)
+    return layer_sharpness(decoder, token_states(decoder, batch), probes, method, fd_eps)

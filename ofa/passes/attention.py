@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ofa.decoder.view import capped
 from ofa_kernels.reference import accumulation_dtype
 
 # beyond it the weights [B, heads, S, S] take more memory than the states do
@@ -42,11 +43,6 @@ class Tangents:
     q: Tensor
     k: Tensor
     v: Tensor
-
-
-def capped(scores: Tensor, cap: float | None) -> Tensor:
-    """cap · tanh(scores / cap), or the scores themselves without a cap (Gemma 2)."""
-    return scores if cap is None else cap * (scores / cap).tanh()
 
 
 def causal(q: Tensor, memory: KeyValues, scaling: float, cap: float | None = None) -> Tensor:

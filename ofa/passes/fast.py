@@ -1,127 +1,16 @@
-"""A decoder block on clean rows and tangent rows together: one pass gives states, logits and J_f P ν.
+"""The whole decoder on packed rows: one pass gives states, logits and J_f P ν of the probed layers."""
 
-The batch is packed: one row a real token, the prediction tokens first, so padding costs nothing. In every
-layer each linear runs once on [clean rows; tangent rows]; the clean prediction token *is* the primal of the
-tangents, and what lies between the linears is differentiated by hand.
-"""
-
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
-from transformers.activations import ACT2FN
 
-import ofa_kernels
-from ofa.decoder.families import Family, causal_lm, check_attention, dropout_is_on, family_of
-from ofa.decoder.norms import RMSNormFunction
-from ofa.decoder.patch import active_norm
+from ofa.decoder.norms import active_norm
 from ofa.decoder.sharding import gathered
-from ofa.decoder.view import attention_cap, embed, project, rotary
-from ofa.passes.attention import KeyValues, Tangents, causal, one_query
-from ofa.passes.packing import Packing, packed
-from ofa_kernels.reference import Seed, accumulation_dtype
-
-# families whose layers do what `block` does
-STACKED = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "smollm3",
-    "granite",
-    "phi3",
-    "gemma2",
-    "gemma3_text",
-    "olmo2",
-)
-SILU = (nn.SiLU, type(ACT2FN["silu"]))
-
-
-@dataclass(frozen=True)
-class Probes:
-    """Which probes ride along.
-
-    Attributes:
-        layers: the layers whose J_f P is probed.
-        n_probes: how many, a layer and example.
-        seed: theirs, or where it is: an int64 tensor of one element.
-        example_ids: [B], which select them; None for 0 to B-1.
-    """
-
-    layers: Collection[int]
-    n_probes: int
-    seed: Seed
-    example_ids: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Norms:
-    """A layer's norms where they stand; what a family lacks is None.
-
-    Attributes:
-        p: the one of them whose γ is P's.
-        of_heads: how to read the norms of queries and keys.
-    """
-
-    before_attention: RMSNormFunction | None
-    after_attention: RMSNormFunction | None
-    before_mlp: RMSNormFunction | None
-    after_mlp: RMSNormFunction | None
-    p: RMSNormFunction
-    of_heads: Callable[[nn.Module], RMSNormFunction]
-
-    @classmethod
-    def of(cls, layer: nn.Module, family: Family) -> "Norms":
-        """The norms of a layer."""
-        found = {name: family.function_of(active_norm(getattr(layer, name))) for name in family.roles}
-        at = {family.roles[name]: norm for name, norm in found.items()}
-        places = "before attention", "after attention", "before the MLP", "after the MLP"
-        return cls(*map(at.get, places), found[family.preconditioner], family.function_of)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the rows of a layer are: [B prediction tokens; other tokens; N B tangents].
-
-    Attributes:
-        packing: where the tokens stand.
-        n_probes: N; 0 without tangents.
-        cos: [all rows, 1, head_dim], of the rotary embedding.
-        sin: likewise.
-    """
-
-    packing: Packing
-    n_probes: int
-    cos: Tensor
-    sin: Tensor
-
-    @property
-    def n_clean(self) -> int:
-        """Rows that are no tangents."""
-        return len(self.packing.positions)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Rows of each kind."""
-        n_examples = self.packing.n_examples
-        return n_examples, self.n_clean - n_examples, self.n_probes * n_examples
-
-    def own(self, part: Tensor) -> Tensor:
-        """What stands at the prediction tokens and the tangents, of cos or sin."""
-        return part[: self.packing.n_examples].repeat(1 + self.n_probes, 1, 1)
-
-    @classmethod
-    def of(cls, packing: Packing, n_probes: int, cos: Tensor, sin: Tensor) -> "Rows":
-        """With a rotary embedding (cos, sin) of the clean rows, each [R, 1, head_dim]."""
-        n_examples = packing.n_examples
-        return cls(
-            packing, n_probes, *(torch.cat([t, t[:n_examples].repeat(n_probes, 1, 1)]) for t in (cos, sin))
-        )
+from ofa.decoder.view import Decoder
+from ofa.passes.layer import Layer, Norms, Probes, Rows
+from ofa.passes.packing import packed
 
 
 @dataclass(frozen=True)
@@ -141,230 +30,35 @@ class StackedPass:
     products: Tensor | None
 
 
-def stacked_linears(layer: nn.Module) -> list[nn.Module]:
+def _linears(layer: nn.Module) -> list[nn.Module]:
     """The linear maps of a decoder layer; Phi-3 fuses some of them."""
     fused, single = ("qkv_proj", "gate_up_proj"), ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     names = (*fused, *single, "o_proj", "down_proj")
     return [getattr(part, n) for part in (layer.self_attn, layer.mlp) for n in names if hasattr(part, n)]
 
 
-def why_not_stacked(model: nn.Module) -> str | None:
+def why_not_stacked(decoder: Decoder) -> str | None:
     """Why the model has to go through its own layers instead, or None."""
-    lm = causal_lm(model)
-    if lm.config.model_type not in STACKED:
-        return f"no stacked form of {lm.config.model_type} is written"
-    if dropout_is_on(lm):
+    if not decoder.family.fast_pass:
+        return f"no stacked form of {decoder.config.model_type} is written"
+    if decoder.drops():
         return "dropout is on"
-    if any("_hf_hook" in layer.__dict__ for layer in lm.model.layers):
+    if any("_hf_hook" in layer.__dict__ for layer in decoder.layers):
         return "accelerate moves the layers' inputs"
-    for layer in lm.model.layers:
-        for linear in stacked_linears(layer):
+    for layer in decoder.layers:
+        for linear in _linears(layer):
             if getattr(linear, "bias", None) is not None and not isinstance(linear, nn.Linear):
                 return f"a {type(linear).__name__} adds a bias, which tangents must not get"
     return None
 
 
-def _linear(linear: nn.Module, rows: Tensor, n_clean: int) -> Tensor:
-    """One linear map of [clean; tangent rows]; tangents get no bias."""
-    if getattr(linear, "bias", None) is None:
-        return linear(rows)
-    if type(linear) is nn.Linear:
-        out = F.linear(rows, linear.weight)
-    else:  # a quantised one, whose weight is no matrix
-        out = functional_call(linear, {"bias": torch.zeros_like(linear.bias)}, (rows,))
-    return torch.cat([out[:n_clean] + linear.bias, out[n_clean:]])
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [rows, heads, head_dim]; cos and sin [rows, 1, head_dim]."""
-    turning, still = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), -1)  # Phi-3 may turn a part only
-    first, second = turning.chunk(2, -1)
-    turned = turning * cos + torch.cat((-second, first), -1) * sin
-    return torch.cat((turned, still), -1) if still.shape[-1] else turned
-
-
-def _head_norm(norm: RMSNormFunction, x: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
-    """The norm of x [rows, heads, head_dim] and its tangents: of every head, or in OLMo 2 of all together."""
-    of_all = norm.weight.shape[0] != x.shape[-1]
-    clean, dots = (x.flatten(1) if of_all else x).split((sizes[0] + sizes[1], sizes[2]))
-    normed = norm(clean)
-    if n_probes:
-        dots = norm.jvp(clean[: sizes[0]], dots.unflatten(0, (n_probes, -1)))
-        normed = torch.cat([normed, dots.flatten(0, 1)])
-    return normed.reshape(x.shape)
-
-
-def _queries_keys_values(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> list[Tensor]:
-    """Each [rows, heads, head_dim]; queries of the clean rows only for the prediction tokens if final."""
-    n_examples, dim = at.packing.n_examples, attention.head_dim
-
-    def asking(rows: Tensor) -> Tensor:
-        if not final:
-            return rows
-        own, _, tangents = rows.split(at.sizes)
-        return torch.cat([own, tangents])
-
-    if hasattr(attention, "qkv_proj"):
-        found = _linear(attention.qkv_proj, rows, at.n_clean).unflatten(-1, (-1, dim))
-        n_kv = attention.config.num_key_value_heads
-        q, k, v = found.split((found.shape[1] - 2 * n_kv, n_kv, n_kv), 1)
-        return [asking(q), k, v]
-    q = _linear(attention.q_proj, asking(rows), n_examples if final else at.n_clean)
-    k, v = (_linear(linear, rows, at.n_clean) for linear in (attention.k_proj, attention.v_proj))
-    return [t.unflatten(-1, (-1, dim)) for t in (q, k, v)]
-
-
-def _attention(
-    attention: nn.Module, rows: Tensor, at: Rows, final: bool, norms: Norms, cap: float | None
-) -> Tensor:
-    """[clean; tangent rows] -> the same; of the clean rows only the prediction tokens' if final."""
-    packing = at.packing
-    n_queries, cos, sin = at.n_clean, at.cos, at.sin
-    if final:
-        n_queries, cos, sin = packing.n_examples, at.own(cos), at.own(sin)
-    q, k, v = _queries_keys_values(attention, rows, at, final)
-    if hasattr(attention, "q_norm"):
-        own, others, tangents = at.sizes
-        sizes = own, 0 if final else others, tangents
-        q = _head_norm(norms.of_heads(attention.q_norm), q, sizes, at.n_probes)
-        k = _head_norm(norms.of_heads(attention.k_norm), k, at.sizes, at.n_probes)
-    if getattr(attention, "use_rope", True):  # SmolLM 3 leaves it out in some layers
-        q, k = _rotate(q, cos, sin), _rotate(k, at.cos, at.sin)
-    keys, _, k_dot = packing.unpack(k)
-    values, _, v_dot = packing.unpack(v)
-    memory = KeyValues(keys, values)
-    if final:
-        q_own, q_dot = q.split((n_queries, len(q) - n_queries))
-    else:
-        padded, q_own, q_dot = packing.unpack(q)
-    dots = out_dot = None
-    if at.n_probes:
-        by_probe = (at.n_probes, packing.n_examples)
-        dots = Tangents(*(t.unflatten(0, by_probe) for t in (q_dot, k_dot, v_dot)))
-    if final or dots is not None:
-        out, out_dot = one_query(q_own, memory, packing.seen, attention.scaling, dots, cap)
-    out_dot = q_dot if out_dot is None else out_dot.flatten(0, 1)  # no rows where there are no tangents
-    if final:
-        mixed = torch.cat([out, out_dot])
-    else:
-        mixed = packing.pack(causal(padded, memory, attention.scaling, cap), out_dot)
-    return _linear(attention.o_proj, mixed.flatten(1), n_queries)
-
-
-def _with_slope(act_fn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """An elementwise function and its derivative; SiLU's written out, which is faster than forward AD."""
-    if not isinstance(act_fn, SILU):
-        return torch.func.jvp(act_fn, (x,), (torch.ones_like(x),))
-    rising = x.to(accumulation_dtype(x)).sigmoid()
-    activated = x * rising
-    return activated.to(x.dtype), (rising + activated * (1 - rising)).to(x.dtype)
-
-
-def _mlp(mlp: nn.Module, rows: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
-    """[prediction tokens; other rows; tangent rows] -> the same."""
-    n_clean = sizes[0] + sizes[1]
-    if hasattr(mlp, "gate_up_proj"):
-        gate, up = _linear(mlp.gate_up_proj, rows, n_clean).chunk(2, -1)
-        act_fn = mlp.activation_fn
-    else:
-        gate, up = (_linear(linear, rows, n_clean) for linear in (mlp.gate_proj, mlp.up_proj))
-        act_fn = mlp.act_fn
-    if not n_probes:
-        return _linear(mlp.down_proj, act_fn(gate) * up, n_clean)
-    (gate, gate_rest, gate_dot), (up, up_rest, up_dot) = gate.split(sizes), up.split(sizes)
-    activated, slope = _with_slope(act_fn, gate)
-    by_probe = (n_probes, sizes[0])
-    dot = (slope * up) * gate_dot.unflatten(0, by_probe) + activated * up_dot.unflatten(0, by_probe)
-    product = torch.cat([activated * up, act_fn(gate_rest) * up_rest, dot.flatten(0, 1)])
-    return _linear(mlp.down_proj, product, n_clean)
-
-
-def _scaled(rows: Tensor, scale: float) -> Tensor:
-    return rows if scale == 1 else scale * rows
-
-
-def _stack(rows: Tensor, dot: Tensor | None) -> Tensor:
-    """Clean rows, followed by tangents [N, B, D] if there are any."""
-    return rows if dot is None else torch.cat([rows, dot.flatten(0, 1)])
-
-
-def _unstack(rows: Tensor, sizes: tuple[int, int, int], n_probes: int) -> tuple[Tensor, Tensor | None]:
-    """The inverse of `_stack`."""
-    if not n_probes:
-        return rows, None
-    clean, dot = rows.split((sizes[0] + sizes[1], sizes[2]))
-    return clean, dot.unflatten(0, (n_probes, sizes[0]))
-
-
-def _normed(norm: RMSNormFunction | None, rows: Tensor, dot: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The norm of clean rows and of the tangents [N, B, D] of the first B, where there is a norm."""
-    if norm is None:
-        return rows, dot
-    return norm(rows), None if dot is None else norm.jvp(rows[: dot.shape[1]], dot)
-
-
-def block(
-    layer: nn.Module,
-    norms: Norms,
-    cap: float | None,
-    x: Tensor,
-    at: Rows,
-    final: bool,
-    probes: Probes | None,
-    index: int,
-) -> tuple[Tensor, Tensor | None]:
-    """One decoder layer of Llama's kind.
-
-    Args:
-        layer: the layer.
-        norms: its norms.
-        cap: of the attention scores; None for none.
-        x: [R, D], the packed rows.
-        at: what the rows are.
-        final: nothing but the prediction tokens' output is needed.
-        probes: whose directions ride along; None for none.
-        index: the layer's number.
-
-    Returns:
-        The output rows ([B, D] for the final layer) and νᵀ J_f P ν [n_probes, B], None without probes.
-    """
-    n_examples = at.packing.n_examples
-    scale = getattr(layer, "residual_multiplier", 1)  # Granite's
-    own, direction = x[:n_examples], None
-    if probes is not None:
-        direction = ofa_kernels.preconditioned_probes(
-            own, norms.p.weight, norms.p.eps, probes.seed, probes.n_probes, norms.p.offset,
-            example_ids=probes.example_ids, layer=index,
-        )  # fmt: skip
-    rows, dot = _normed(norms.before_attention, x, direction)
-    attended = _scaled(_attention(layer.self_attn, _stack(rows, dot), at, final, norms, cap), scale)
-    sizes = (n_examples, 0, at.sizes[2]) if final else at.sizes
-    attended, attended_dot = _normed(norms.after_attention, *_unstack(attended, sizes, at.n_probes))
-    x = own if final else x
-    if norms.before_mlp is None:
-        rows = middle = attended + x
-    else:
-        rows, middle = norms.before_mlp.of_sum(attended, x)
-    if probes is not None:
-        dot = direction + attended_dot
-        if norms.before_mlp is not None:
-            dot = norms.before_mlp.jvp(middle[:n_examples], dot)
-    out = _scaled(_mlp(layer.mlp, _stack(rows, dot), sizes, at.n_probes), scale)
-    out, out_dot = _normed(norms.after_mlp, *_unstack(out, sizes, at.n_probes))
-    products = None
-    if probes is not None:
-        products = ofa_kernels.probe_dot(attended_dot + out_dot, probes.seed, probes.example_ids, index)
-    return middle + out, products
-
-
-def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | None = None) -> StackedPass:
+def stacked_pass(decoder: Decoder, batch: dict[str, Tensor], probes: Probes | None = None) -> StackedPass:
     """Run the decoder once on packed rows, with the probes' tangents riding along.
 
     Args:
-        model: a causal language model of one of the `STACKED` families, patched or not.
+        decoder: the view of a model of a family with a fast pass, patched or not.
         batch: `input_ids` and `attention_mask`, both [B, T], padded on either side, and `labels` where these
-            hold several tokens each (see `objective`); or their `packing`, made before by
-            `ofa.packed`.
+            hold several tokens each (see `objective`); or their `packing`, made before by `ofa.packed`.
         probes: which directions to take; None for none.
 
     Returns:
@@ -373,28 +67,32 @@ def stacked_pass(model: nn.Module, batch: dict[str, Tensor], probes: Probes | No
     Raises:
         ValueError: shapes don't fit, a row has no real token, or a prompt is longer than the sliding window.
     """
-    lm, family = causal_lm(model), family_of(model)
-    layers, cap = family.layers_of(lm), attention_cap(lm)
+    layers, family, cap = decoder.layers, decoder.family, decoder.score_cap
     packing = packed(batch)["packing"]
-    check_attention(model, packing.real.shape[1])
-    x = embed(lm, packing.input_ids, packing.positions)
+    decoder.check_attention(packing.real.shape[1])
+    x = decoder.embed(packing.input_ids, packing.positions)
     states, products = [x[: packing.n_examples]], []
-    turns, goes_on = rotary(lm, x, packing.positions[None]), packing.following.shape[1] > 0
-    rows_of = cache(lambda n_probes, cos, sin: Rows.of(packing, n_probes, cos[0, :, None], sin[0, :, None]))
-    for index, (layer, turn) in enumerate(zip(layers, turns, strict=True)):
+    n_probes = {0} if probes is None else {0, probes.n_probes}
+    rows = {
+        (kind, n): Rows.of(packing, n, cos[0, :, None], sin[0, :, None])
+        for kind, (cos, sin) in decoder.rotary(x, packing.positions[None]).items()
+        for n in n_probes
+    }
+    goes_on = packing.following.shape[1] > 0
+    for index, (module, kind) in enumerate(zip(layers, decoder.rotary_kinds, strict=True)):
         riding = probes if probes is not None and index in probes.layers else None
-        rows = rows_of(0 if riding is None else riding.n_probes, *turn)
-        last = index == len(layers) - 1 and not goes_on
-        arguments = (layer, Norms.of(layer, family), cap, x, rows, last, riding, index)
-        with gathered(layer):
-            if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
-                x, product = checkpoint(block, *arguments, use_reentrant=False)
+        at = rows[kind, 0 if riding is None else riding.n_probes]
+        final = index == len(layers) - 1 and not goes_on
+        layer = Layer(module, Norms.of(decoder, module), cap, index)
+        with gathered(module):
+            if getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled():
+                x, product = checkpoint(layer, x, at, riding, final, use_reentrant=False)
             else:
-                x, product = block(*arguments)
+                x, product = layer(x, at, riding, final)
         states.append(x[: packing.n_examples])
         if product is not None:
             products.append(product)
-    final = family.function_of(active_norm(getattr(family.decoder_of(lm), family.final)))
-    logits = project(lm, final(states[-1]))
-    following = project(lm, final(x[packing.following])) if goes_on else None
+    norm = family.function_of(active_norm(decoder.final_norm))
+    logits = decoder.logits(norm(states[-1]))
+    following = decoder.logits(norm(x[packing.following])) if goes_on else None
     return StackedPass(torch.stack(states), logits, following, torch.stack(products) if products else None)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ofa.passes.attention import capped
+from ofa.decoder.view import capped
 from ofa_kernels.reference import accumulation_dtype
 
 ONE_QUERY = "ofa_one_query"

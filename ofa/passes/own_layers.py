@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ofa.data.words import columns_of, label_places
-from ofa.decoder.families import causal_lm, check_attention, family_of
-from ofa.decoder.view import Rotary, attention_cap, embed, project, rotary
+from ofa.decoder.view import Decoder, Rotary
 from ofa.passes.hf_attention import SOFT_CAPPED
 from ofa.passes.packing import check_batch
 
@@ -94,10 +93,9 @@ def cache_argument(layer_class: type) -> str:
 
 
 @contextmanager
-def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
+def attention_implementation(decoder: Decoder, name: str) -> Iterator[None]:
     """Run the layers with another attention function; the configuration is restored in any case."""
-    lm = causal_lm(model)
-    config = family_of(lm).decoder_of(lm).config
+    config = decoder.stack.config
     before = config._attn_implementation
     config._attn_implementation = name
     try:
@@ -107,7 +105,7 @@ def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def token_states(
-    model: nn.Module,
+    decoder: Decoder,
     batch: dict[str, Tensor],
     record: bool = True,
     prefix: TokenStates | None = None,
@@ -119,7 +117,7 @@ def token_states(
     form drops to float32 in a float64 model), and written out where scores are capped.
 
     Args:
-        model: a causal language model of a supported family, patched or not.
+        decoder: the view of a model, patched or not.
         batch: `input_ids` and `attention_mask`, both [B, T], padded on either side; `labels` where these hold
             several tokens each (see `objective`).
         record: keep every layer's keys and values (for `sharpness`, or to serve as a prefix).
@@ -130,10 +128,9 @@ def token_states(
         The `TokenStates` of the batch.
 
     Raises:
-        ValueError: shapes don't fit, a row has no real token, or the family is not supported.
+        ValueError: shapes don't fit, or a row has no real token.
     """
-    lm = causal_lm(model)
-    layers = (family := family_of(lm)).layers_of(lm)
+    layers = decoder.layers
     input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
     check_batch(input_ids, mask, batch.get("labels"))
     n_rows, n_tokens = input_ids.shape
@@ -141,7 +138,7 @@ def token_states(
     columns = columns_of(mask, label_places(mask, batch.get("labels")))
     last = columns[:, 0]
     n_prefix, start = (0, 0) if prefix is None else (prefix.keys[0].shape[2], prefix.n_positions)
-    check_attention(model, start + n_tokens)
+    decoder.check_attention(start + n_tokens)
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + start
 
     index = torch.arange(n_tokens, device=input_ids.device)
@@ -153,12 +150,13 @@ def token_states(
         attention_mask = torch.nn.functional.pad(visible, (n_prefix, 0), value=True)[:, None]
     earlier = torch.nn.functional.pad(mask & (index < last[:, None]), (n_prefix, 0), value=True)
 
-    hidden = embed(lm, input_ids, position_ids)
-    turns = rotary(lm, hidden, position_ids)
+    hidden = decoder.embed(input_ids, position_ids)
+    rotary = decoder.rotary(hidden, position_ids)
+    turns = [rotary[kind] for kind in decoder.rotary_kinds]
     tap = _Tap(prefix, record)
     tapped = {cache_argument(type(layers[0])): tap}
     states = [hidden[rows, last]]
-    with attention_implementation(model, "sdpa" if attention_cap(lm) is None else SOFT_CAPPED):
+    with attention_implementation(decoder, "sdpa" if decoder.score_cap is None else SOFT_CAPPED):
         for i, (layer, turn) in enumerate(zip(layers, turns, strict=True)):
             hidden = layer(
                 hidden,
@@ -170,10 +168,10 @@ def token_states(
             if patch is not None and i == patch.layer:
                 hidden = hidden.index_put((rows, last), patch.state)
             states.append(hidden[rows, last])
-    final = getattr(family.decoder_of(lm), family.final)
-    logits, following = project(lm, final(states[-1])), None
+    final = decoder.final_norm
+    logits, following = decoder.logits(final(states[-1])), None
     if columns.shape[1] > 1:
-        following = project(lm, final(hidden[rows[:, None], columns[:, 1:]]))
+        following = decoder.logits(final(hidden[rows[:, None], columns[:, 1:]]))
     own = tuple(
         turn and tuple(part.expand(n_rows, -1, -1)[rows, last][:, None] for part in turn) for turn in turns
     )

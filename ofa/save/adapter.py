@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ofa.decoder.families import causal_lm, family_of
-from ofa.decoder.patch import PatchReport, named_norms, patch_model
+from ofa.decoder.patch import PatchReport, patch_model
+from ofa.decoder.view import Decoder
 from ofa.models import source_of
 
 PEFT_CONFIG = "adapter_config.json"
@@ -23,8 +23,8 @@ WEIGHTS = "adapter_model.safetensors"
 OFA_CONFIG = "ofa_config.json"
 
 
-def _tensor_name(model: nn.Module, norm: str) -> str:
-    return f"base_model.model.{family_of(model).decoder}.{norm}.ln_tuning_layers.weight"
+def _tensor_name(decoder: Decoder, norm: str) -> str:
+    return f"base_model.model.{decoder.family.decoder}.{norm}.ln_tuning_layers.weight"
 
 
 def _bias_name(tensor_name: str) -> str:
@@ -52,18 +52,18 @@ def save_adapter(model: nn.Module, path: str | os.PathLike, metadata: dict | Non
     Raises:
         ValueError: a γ is NaN or infinite (nothing is written), or the family is not supported.
     """
-    tensors = {}
-    for name, _, module in named_norms(model):
+    decoder, tensors = Decoder.of(model), {}
+    for name, _, module in decoder.named_norms():
         weight = module.weight.detach().cpu().contiguous()
         if not torch.isfinite(weight).all():
             raise ValueError(f"γ of {name} holds NaN or infinite values; nothing was written")
-        tensors[_tensor_name(model, name)] = weight
+        tensors[_tensor_name(decoder, name)] = weight
         if (bias := getattr(module, "bias", None)) is not None:  # PEFT misses it otherwise
-            tensors[_bias_name(_tensor_name(model, name))] = bias.detach().cpu().contiguous()
+            tensors[_bias_name(_tensor_name(decoder, name))] = bias.detach().cpu().contiguous()
     others = {c.peft_type.value for c in getattr(model, "peft_config", {}).values()} - {"LN_TUNING"}
     if others:
         warnings.warn(f"only γ is saved, not the model's {', '.join(others)} weights", stacklevel=2)
-    family, lm = family_of(model), causal_lm(model)
+    family, lm = decoder.family, decoder.lm
     config = LNTuningConfig(
         task_type="CAUSAL_LM",
         target_modules=[*family.roles, family.final],
@@ -134,7 +134,7 @@ def _warn_of_another_base(model: nn.Module, path: Path) -> None:
     """Shapes can fit a model with other weights; the recorded SHA-256 tells."""
     if not (path / OFA_CONFIG).is_file():
         return
-    recorded, present = read_config(path).get("model", {}), source_of(causal_lm(model))
+    recorded, present = read_config(path).get("model", {}), source_of(Decoder.of(model).lm)
     if recorded.get("sha256") and present.sha256 and recorded["sha256"] != present.sha256:
         warnings.warn(
             f"{path} was trained on {recorded['name']} (SHA-256 {recorded['sha256'][:12]}…), and this model "
@@ -151,9 +151,10 @@ def _read_weights(path: Path, config: dict, model: nn.Module) -> dict[str, Tenso
         tensors = load_file(path / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{path / WEIGHTS} is damaged ({error}); save or copy it again") from None
-    modules = {name: module for name, _, module in named_norms(model)}
+    decoder = Decoder.of(model)
+    modules = {name: module for name, _, module in decoder.named_norms()}
     expected = {name: module.weight for name, module in modules.items()}
-    names = {_tensor_name(model, name): name for name in expected}
+    names = {_tensor_name(decoder, name): name for name in expected}
     biases = {
         _bias_name(tensor_name): modules[name].bias
         for tensor_name, name in names.items()
@@ -183,5 +184,7 @@ def _read_weights(path: Path, config: dict, model: nn.Module) -> dict[str, Tenso
     targets = set(targets) if isinstance(targets, list) else {name.rpartition(".")[2] for name in expected}
     for name in expected:
         if name.rpartition(".")[2] in targets and name not in weights:
-            raise ValueError(f"{path}: the tensor {_tensor_name(model, name)} is missing; wrong base model?")
+            raise ValueError(
+                f"{path}: the tensor {_tensor_name(decoder, name)} is missing; wrong base model?"
+            )
     return weights

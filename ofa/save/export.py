@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedTokenizerBase
 
-from ofa.decoder.families import causal_lm
+from ofa.decoder.view import Decoder
 
 
 def export_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: str | os.PathLike) -> None:
@@ -29,7 +29,7 @@ def export_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: st
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; give a folder")
-    lm = causal_lm(model)
+    lm = Decoder.of(model).lm
     if lm is not model:
         raise ValueError(
             "the model is inside PEFT's wrapper; use its merge_and_unload(), or load the adapter with "

@@ -6,16 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa.config import OFAConfig
-from ofa.data.batch import labelled, max_tokens
+from ofa.data.batch import labelled
 from ofa.data.inputs import as_texts
 from ofa.data.task import Task, count_truncated
-from ofa.decoder.families import causal_lm, without_autocast
 from ofa.decoder.patch import patch_model
-from ofa.loss.objective import objective
+from ofa.decoder.view import Decoder, without_autocast
+from ofa.loss.objective import Objective, objective
 from ofa.train.checkpoint import Checkpoint, digest
 from ofa.train.loop import FitResult, train
 
@@ -23,12 +23,12 @@ from ofa.train.loop import FitResult, train
 ACTIVATION_BYTES = 4 * 2**30
 
 
-def _bytes_per_token(model: nn.Module) -> int:
+def _bytes_per_token(decoder: Decoder) -> int:
     """Roughly what one token's saved activations take: six rows of the state and three of the MLP a layer."""
-    config = causal_lm(model).config
+    config = decoder.config
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     row = 6 * config.hidden_size + 3 * (inner or 4 * config.hidden_size)
-    return config.num_hidden_layers * row * causal_lm(model).dtype.itemsize
+    return config.num_hidden_layers * row * decoder.lm.dtype.itemsize
 
 
 def _parts(rows: list[int], lengths: Sequence[int], limit: float) -> Iterator[list[int]]:
@@ -87,21 +87,21 @@ def fit(
     if not shots:
         raise ValueError("fit needs at least one labelled example, got none")
     task.check_labels(shots)
-    words = task.target_ids(tokenizer)
-    limit = max_tokens(model) - max(map(len, words)) + 1
+    decoder, words = Decoder.of(model), task.target_ids(tokenizer)
+    limit = decoder.max_tokens - max(map(len, words)) + 1
     texts = as_texts(shot["text"] for shot in shots)
     prompts = [task.encode(tokenizer, text, limit) for text in texts]
     targets = [words[shot["label"]] for shot in shots]
     n_truncated = count_truncated(prompts)
     lengths = [len(prompt.ids) + len(word) - 1 for prompt, word in zip(prompts, targets, strict=True)]
-    report, lm = patch_model(model), causal_lm(model)
-    device, at_once = lm.lm_head.weight.device, ACTIVATION_BYTES / _bytes_per_token(model)
+    report, lm = patch_model(model), decoder.lm
+    at_once = ACTIVATION_BYTES / _bytes_per_token(decoder)
 
-    def passes(step: int, rows: list[int]) -> Iterator[tuple[float, dict[str, Tensor | None]]]:
+    def passes(step: int, rows: list[int]) -> Iterator[tuple[float, Objective]]:
         for part in _parts(rows, lengths, at_once):
-            batch = labelled([prompts[i].ids for i in part], [targets[i] for i in part], device)
-            batch["example_ids"] = torch.tensor(part, device=device)
-            yield len(part) / len(rows), vars(objective(model, batch, cfg, step))
+            batch = labelled([prompts[i].ids for i in part], [targets[i] for i in part], decoder.device)
+            batch["example_ids"] = torch.tensor(part, device=decoder.device)
+            yield len(part) / len(rows), objective(model, batch, cfg, step)
 
     was_training = lm.training
     lm.eval()

@@ -9,11 +9,10 @@ from transformers import Trainer, TrainingArguments
 from ofa.config import OFAConfig
 from ofa.data.batch import collate
 from ofa.decoder.patch import patch_model
+from ofa.decoder.view import Decoder
 from ofa.loss.objective import objective
 from ofa.passes.own_layers import token_states
 from ofa.save.adapter import load_adapter, save_adapter
-
-LOGGED = ("cross_entropy", "step_ratio", "sharpness")
 
 
 class OFATrainer(Trainer):
@@ -52,15 +51,14 @@ class OFATrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """CE + λ_J J + λ_H H; in evaluation also the prediction tokens' logits [B, V]."""
         lm = self.accelerator.unwrap_model(model).eval()  # as in `fit`: nothing is dropped
-        terms = objective(lm, inputs, self.ofa_config, self.state.global_step)
+        computed = objective(lm, inputs, self.ofa_config, self.state.global_step)
         if return_outputs:
-            logits = token_states(lm, inputs, record=False).logits
-            return terms.loss, {"loss": terms.loss, "logits": logits}
-        for name in LOGGED:
-            value = getattr(terms, name)
+            logits = token_states(Decoder.of(lm), inputs, record=False).logits
+            return computed.loss, {"loss": computed.loss, "logits": logits}
+        for name, value in computed.terms().items():
             if value is not None:
                 self._terms.setdefault(name, []).append(value.item())
-        return terms.loss
+        return computed.loss
 
     def training_step(self, *args, **kwargs) -> Tensor:
         """As `Trainer`'s, with γ's gradients averaged: the data-parallel wrapper is not what is called."""

@@ -4,18 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")  # files only; a display may be missing
-import matplotlib.pyplot as plt
+from ofa.loss.objective import TERMS
 
-TERMS = {
-    "loss": "loss",
-    "cross_entropy": "cross-entropy, nats",
-    "step_ratio": "step ratio J",
-    "sharpness": "sharpness H",
-    "lr": "learning rate",
-}
+LABELS = {"loss": "loss", **{name: term.label for name, term in TERMS.items()}, "lr": "learning rate"}
 
 
 def write_history(history: Sequence[dict], folder: Path) -> list[Path]:
@@ -27,13 +20,14 @@ def write_history(history: Sequence[dict], folder: Path) -> list[Path]:
     """
     lines, plot = folder / "history.jsonl", folder / "history.png"
     lines.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
-    shown = [name for name in TERMS if any(row.get(name) is not None for row in history)]
-    figure, axes = plt.subplots(len(shown), 1, figsize=(8, 2 * len(shown)), sharex=True, layout="constrained")
+    shown = [name for name in LABELS if any(row.get(name) is not None for row in history)]
+    # a figure of its own, so that whoever draws elsewhere keeps the backend and the current figure
+    figure = Figure(figsize=(8, 2 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for axis, name in zip(axes, shown, strict=True):
         points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
         axis.plot(*zip(*points, strict=True))
-        axis.set_ylabel(TERMS[name])
+        axis.set_ylabel(LABELS[name])
     axes[-1].set_xlabel("step")
     figure.savefig(plot, dpi=120)
-    plt.close(figure)
     return [lines, plot]

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ofa.config import Schedule
+from ofa.loss.objective import TERMS, Objective
 from ofa.progress import progress_bar
 from ofa.train.checkpoint import Checkpoint, deferred_interrupt
 
-SHORT_NAMES = {"loss": "loss", "cross_entropy": "CE", "step_ratio": "J", "sharpness": "H"}
+# the parts of a batch that are run one after the other: (share of the batch, its objective)
+Passes = Callable[[int, list[int]], Iterable[tuple[float, Objective]]]
 
 
 class NonFiniteError(FloatingPointError):
@@ -37,14 +39,15 @@ class FitResult:
 
 
 def _describe(row: dict) -> str:
-    shown = ((short, row.get(name)) for name, short in SHORT_NAMES.items())
-    return "  ".join(f"{short} {value:.4g}" for short, value in shown if value is not None)
+    shown = [("loss", row["loss"]), *((term.symbol, row[name]) for name, term in TERMS.items())]
+    return "  ".join(f"{symbol} {value:.4g}" for symbol, value in shown if value is not None)
 
 
-def _check_finite(step: int, terms: dict[str, float | None], gradients: Sequence[Tensor]) -> None:
+def _check_finite(step: int, values: dict[str, float | None], gradients: Sequence[Tensor]) -> None:
     largest = torch.stack([gradient.abs().max() for gradient in gradients]).max().item()
     # the single terms first, so that the culprit is named and not the sum
-    for name, value in (*reversed(terms.items()), ("gradient", largest)):
+    checked = {**{name: values[name] for name in TERMS}, "loss": values["loss"], "gradient": largest}
+    for name, value in checked.items():
         if value is not None and not math.isfinite(value):
             raise NonFiniteError(
                 f"step {step}: the term {name} is {value}; the weights were put back to the last good step. "
@@ -53,22 +56,23 @@ def _check_finite(step: int, terms: dict[str, float | None], gradients: Sequence
 
 
 def _gradients(
-    passes: Iterable[tuple[float, dict[str, Tensor | None]]], weights: Sequence[nn.Parameter]
+    passes: Iterable[tuple[float, Objective]], weights: Sequence[nn.Parameter]
 ) -> tuple[dict[str, float | None], list[Tensor]]:
-    """Terms and gradients, summed over the passes by their shares."""
-    terms: dict[str, float | None] = {}
+    """The loss and its terms by name, and the gradients, summed over the passes by their shares."""
+    values: dict[str, float | None] = {}
     gradients: list[Tensor] = []
-    for share, found in passes:
-        parts = torch.autograd.grad(found["loss"], weights)
+    for share, objective in passes:
+        parts = torch.autograd.grad(objective.loss, weights)
+        scalars = {"loss": objective.loss, **objective.terms()}
         if share == 1:
-            return {name: None if t is None else t.item() for name, t in found.items()}, list(parts)
+            return {name: None if t is None else t.item() for name, t in scalars.items()}, list(parts)
         if not gradients:
             gradients = [torch.zeros_like(weight) for weight in weights]
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.add_(part, alpha=share)
-        for name, value in found.items():
-            terms[name] = None if value is None else (terms.get(name) or 0.0) + share * value.item()
-    return terms, gradients
+        for name, value in scalars.items():
+            values[name] = None if value is None else (values.get(name) or 0.0) + share * value.item()
+    return values, gradients
 
 
 def _stopped(step: int, n_steps: int, checkpoint: Checkpoint | None) -> str:
@@ -78,7 +82,7 @@ def _stopped(step: int, n_steps: int, checkpoint: Checkpoint | None) -> str:
 
 def train(
     weights: Sequence[nn.Parameter],
-    passes: Callable[[int, list[int]], Iterable[tuple[float, dict[str, Tensor | None]]]],
+    passes: Passes,
     n_examples: int,
     schedule: Schedule,
     progress: bool = True,
@@ -88,9 +92,9 @@ def train(
 
     Args:
         weights: what is trained.
-        passes: takes the step's number and its examples' indices; yields (share, terms) for each part of the
-            batch that is run at once. Terms are scalars by name, "loss" among them; the step's loss is their
-            sum by shares, which add up to 1.
+        passes: takes the step's number and its examples' indices; yields (share, objective) for each part
+            of the batch that is run at once. The loss of the step is the sum of these by their shares, which
+            add up to 1.
         n_examples: how many there are.
         schedule: optimiser and order.
         progress: show a bar with the loss terms and the time that remains.
@@ -119,15 +123,15 @@ def train(
                 bar.console.print(f"going on after {len(result.history)} of {n_steps} steps", highlight=False)
             line = bar.add_task("adapting", total=n_steps, completed=len(result.history), info="")
             for step, (epoch, rows) in steps:
-                terms, gradients = _gradients(passes(step, rows), weights)
-                _check_finite(step, terms, gradients)
+                values, gradients = _gradients(passes(step, rows), weights)
+                _check_finite(step, values, gradients)
                 for saved, weight, gradient in zip(good, weights, gradients, strict=True):
                     saved.copy_(weight.detach())
                     weight.grad = gradient
                 lr = schedule.lr * factor(step)
                 optimizer.param_groups[0]["lr"] = lr
                 optimizer.step()
-                result.history.append({"step": step, "epoch": epoch, "lr": lr, **terms})
+                result.history.append({"step": step, "epoch": epoch, "lr": lr, **values})
                 bar.update(line, advance=1, info=_describe(result.history[-1]))
                 last = interrupted.is_set() or step == n_steps - 1
                 if checkpoint and (last or (step + 1) % checkpoint.every == 0):

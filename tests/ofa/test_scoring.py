@@ -6,6 +6,7 @@ import torch
 import ofa
 from ofa import scoring
 from ofa.data.batch import pad
+from ofa.decoder.view import Decoder
 from ofa.passes.own_layers import ActivationPatch, token_states
 from ofa.scoring import score
 from tests.ofa.conftest import TEXTS
@@ -111,9 +112,9 @@ def test_a_patched_token_stays_where_it_is_while_words_are_read(llama, tokenizer
     llama.config.max_position_embeddings = 256
     task = replace(task, label_words=("bad", "goodness me"), whole_words=True)
     with torch.no_grad():
-        own = token_states(llama, pad([task.encode(tokenizer, TEXTS[0], 256).ids], torch.device("cpu"))).z[
-            2, 0
-        ]
+        own = token_states(
+            Decoder.of(llama), pad([task.encode(tokenizer, TEXTS[0], 256).ids], torch.device("cpu"))
+        ).z[2, 0]
     plain = score(llama, tokenizer, task, TEXTS[:1]).log_probs
     patched = score(llama, tokenizer, task, TEXTS[:1], patch=ActivationPatch(1, own)).log_probs
     torch.testing.assert_close(patched, plain)

@@ -1,6 +1,5 @@
 """Label words of several tokens: told apart, trained on and scored whole."""
 
-import sys
 import warnings
 
 import pytest
@@ -12,6 +11,9 @@ from ofa.compare.methods import Setting
 from ofa.compare.methods.lora import LoRA
 from ofa.data.batch import collate, features, labelled
 from ofa.data.words import columns_of, label_places
+from ofa.decoder.view import Decoder
+from ofa.loss import objective as objective_module
+from ofa.loss import sharpness as sharpness_module
 from ofa.loss.objective import objective
 from ofa.passes.packing import Packing, packed
 from ofa.scoring import score
@@ -64,7 +66,7 @@ def test_the_loss_and_its_gradients_are_transformers(family, side, own_layers, m
     model = build(family)
     weights = [norm.module.weight for norm in ofa.patch_model(model).norms]
     if own_layers:
-        monkeypatch.setattr(sys.modules["ofa.loss.objective"], "why_not_stacked", lambda model: "not here")
+        monkeypatch.setattr(objective_module, "why_not_stacked", lambda model: "not here")
     terms = objective(model, batch_of(side), CONFIG)
     expected = negative_log_likelihood(model)
     rtol = 1e-5 if family == "gemma2" else 1e-9  # whose eager attention has a softmax in float32
@@ -79,8 +81,8 @@ def test_the_loss_and_its_gradients_are_transformers(family, side, own_layers, m
 def test_the_other_terms_are_the_prompts_own(llama, side, own_layers, monkeypatch):
     weights = [norm.module.weight for norm in ofa.patch_model(llama).norms]
     if own_layers:
-        monkeypatch.setattr(sys.modules["ofa.loss.objective"], "why_not_stacked", lambda model: "not here")
-        monkeypatch.setattr(sys.modules["ofa.loss.sharpness"], "why_not_stacked", lambda model: "not here")
+        monkeypatch.setattr(objective_module, "why_not_stacked", lambda model: "not here")
+        monkeypatch.setattr(sharpness_module, "why_not_stacked", lambda model: "not here")
     bare = labelled(PROMPTS, [[60], [70], [60]], torch.device("cpu"))
     for term in ("step_ratio", "sharpness"):
         found, expected = (getattr(objective(llama, b, CONFIG), term) for b in (batch_of(side), bare))
@@ -228,7 +230,7 @@ def test_a_batch_in_parts_has_the_same_gradient(tokenizer, shots, monkeypatch):
         return result.history, [norm.module.weight.detach() for norm in ofa.patch_model(model).norms]
 
     history, gammas = run()
-    monkeypatch.setattr(trainer, "ACTIVATION_BYTES", 60 * trainer._bytes_per_token(build_llama()))
+    monkeypatch.setattr(trainer, "ACTIVATION_BYTES", 60 * trainer._bytes_per_token(Decoder.of(build_llama())))
     in_parts, split = run()
     for found, expected in zip(in_parts, history, strict=True):
         assert found == pytest.approx(expected, rel=1e-10)

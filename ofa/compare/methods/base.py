@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa.data.task import Task
+from ofa.decoder.view import Decoder
 from ofa.scoring import Scores, score
 
 Track = Callable[[Iterable], Iterable]
@@ -39,6 +40,11 @@ class Setting:
     seed: int = 0
     max_steps: int | None = None
     progress: bool = True
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The view of the model."""
+        return Decoder.of(self.model)
 
     @property
     def demonstrations(self) -> Sequence[dict]:

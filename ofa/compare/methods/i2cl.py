@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ofa.compare.methods.base import Fitted, Setting
 from ofa.compare.methods.peft_training import frozen, train_on_shots
 from ofa.config import Schedule
-from ofa.data.batch import max_tokens, pad
-from ofa.decoder.families import causal_lm, decoder_layers, family_of
+from ofa.data.batch import pad
+from ofa.decoder.view import Decoder
 from ofa.passes.own_layers import token_states
 from ofa_kernels.reference import accumulation_dtype
 
@@ -24,12 +24,11 @@ Change = Callable[[int, int, Tensor], Tensor]
 
 
 @contextmanager
-def outputs_changed(model: nn.Module, change: Change) -> Iterator[None]:
+def outputs_changed(decoder: Decoder, change: Change) -> Iterator[None]:
     """Pass the output of every attention and MLP through `change`."""
     with ExitStack() as stack:
-        family = family_of(model)
-        for i, layer in enumerate(decoder_layers(model)):
-            attention = getattr(layer, family.attention).register_forward_hook(
+        for i, layer in enumerate(decoder.layers):
+            attention = getattr(layer, decoder.family.attention).register_forward_hook(
                 lambda _, __, output, i=i: (change(i, 0, output[0]), *output[1:])
             )
             mlp = layer.mlp.register_forward_hook(lambda _, __, output, i=i: change(i, 1, output))
@@ -47,24 +46,23 @@ def context_vectors(setting: Setting) -> Tensor:
     Raises:
         ValueError: there are no shots, or a label is unknown.
     """
-    model, task = setting.model, setting.task
+    decoder, task = setting.decoder, setting.task
     if not setting.shots:
         raise ValueError("context vectors need at least one labelled example, got none")
     task.check_labels(setting.shots)
-    lm = causal_lm(model)
-    weight = lm.lm_head.weight
-    found = weight.new_empty(len(setting.shots), len(decoder_layers(lm)), 2, weight.shape[1])
-    for shot, rows in zip(setting.shots, found, strict=True):
+    weight = decoder.lm.lm_head.weight
+    outputs = weight.new_empty(len(setting.shots), len(decoder.layers), 2, weight.shape[1])
+    for shot, rows in zip(setting.shots, outputs, strict=True):
 
         def read(layer: int, part: int, output: Tensor, rows=rows) -> Tensor:
             rows[layer, part] = output[0, -1]
             return output
 
         labelled = replace(task, template=f"{task.template} {task.label_words[shot['label']]}")
-        prompt = labelled.encode(setting.tokenizer, shot["text"], max_tokens(model))
-        with outputs_changed(model, read):
-            token_states(model, pad([prompt.ids], weight.device), record=False)
-    return found.mean(0)
+        prompt = labelled.encode(setting.tokenizer, shot["text"], decoder.max_tokens)
+        with outputs_changed(decoder, read):
+            token_states(decoder, pad([prompt.ids], weight.device), record=False)
+    return outputs.mean(0)
 
 
 def initial_scalars(vectors: Tensor) -> nn.Parameter:
@@ -98,7 +96,7 @@ def calibrate(setting: Setting, vectors: Tensor, scalars: nn.Parameter, schedule
     """Train the scalars in place, on the shots' zero-shot prompts under noise; the steps taken."""
     generator = torch.Generator(vectors.device).manual_seed(setting.seed)
     change = noisy(injection(vectors, scalars), generator)
-    with frozen(setting.model), outputs_changed(setting.model, change):
+    with frozen(setting.model), outputs_changed(setting.decoder, change):
         return train_on_shots(setting, [scalars], schedule)
 
 
@@ -118,5 +116,5 @@ class I2CL:
         vectors = context_vectors(setting)
         scalars = initial_scalars(vectors)
         n_steps = calibrate(setting, vectors, scalars, self.options)
-        with outputs_changed(setting.model, injection(vectors, scalars)):
+        with outputs_changed(setting.decoder, injection(vectors, scalars)):
             yield Fitted(setting.scorer(), scalars.numel(), n_steps)

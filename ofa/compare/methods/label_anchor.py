@@ -8,7 +8,6 @@ import torch
 from ofa.compare.methods.base import Fitted, Setting
 from ofa.data.batch import pad
 from ofa.data.task import FIELD
-from ofa.decoder.families import causal_lm
 from ofa.passes.own_layers import token_states
 from ofa.scoring import score
 
@@ -53,7 +52,7 @@ class LabelAnchor:
         """Run the demonstrations once; the protocol changes nothing."""
         model, (ids, kept) = setting.model, anchors(setting)
         with torch.no_grad():
-            states = token_states(model, pad([ids], causal_lm(model).lm_head.weight.device))
+            states = token_states(setting.decoder, pad([ids], setting.decoder.device))
         prefix = ids, states.keep(kept)
 
         def scored(texts, track=iter):

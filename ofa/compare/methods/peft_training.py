@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import torch
 from peft import PeftConfig, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 
 from ofa.compare.methods.base import Fitted, Setting
 from ofa.config import Schedule
-from ofa.data.batch import labelled, max_tokens
+from ofa.data.batch import labelled
 from ofa.data.task import count_truncated
 from ofa.data.words import cross_entropy
-from ofa.decoder.families import causal_lm
+from ofa.loss.objective import Objective
 from ofa.passes.own_layers import token_states
 from ofa.train.loop import train
 
@@ -56,21 +56,21 @@ def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: 
         ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
         NonFiniteError: the loss or the gradient is NaN or infinite.
     """
-    model, tokenizer, task, shots = setting.model, setting.tokenizer, setting.task, setting.shots
+    decoder, tokenizer, task, shots = setting.decoder, setting.tokenizer, setting.task, setting.shots
     if not shots:
         raise ValueError("training needs at least one labelled example, got none")
     task.check_labels(shots)
-    lm, words = causal_lm(model), task.target_ids(tokenizer)
-    limit = max_tokens(model) - max(map(len, words)) + 1
+    lm, words = decoder.lm, task.target_ids(tokenizer)
+    limit = decoder.max_tokens - max(map(len, words)) + 1
     prompts = [task.encode(tokenizer, shot["text"], limit) for shot in shots]
     count_truncated(prompts)
-    device = lm.lm_head.weight.device
 
-    def passes(_: int, rows: list[int]) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    def passes(_: int, rows: list[int]) -> Iterator[tuple[float, Objective]]:
         targets = [words[shots[i]["label"]] for i in rows]
-        batch = labelled([prompts[i].ids for i in rows], targets, device)
-        states = token_states(model, batch, record=False)
-        yield 1, {"loss": cross_entropy(states.logits, states.following, batch["labels"])}
+        batch = labelled([prompts[i].ids for i in rows], targets, decoder.device)
+        states = token_states(decoder, batch, record=False)
+        loss = cross_entropy(states.logits, states.following, batch["labels"])
+        yield 1, Objective(loss, loss)
 
     schedule = replace(schedule, seed=setting.seed, max_steps=setting.max_steps)
     was_training = lm.training
@@ -93,7 +93,7 @@ def fit_adapter(setting: Setting, config: PeftConfig, schedule: Schedule) -> Ite
     Raises:
         ValueError, NonFiniteError: as `train_on_shots`.
     """
-    causal_lm(setting.model)  # refuses another family while nothing is changed
+    setting.decoder  # noqa: B018 - refuses another family while nothing is changed
     with frozen(setting.model):
         with seeded(setting.seed), warnings.catch_warnings():
             # PEFT asks transformers for an attribute by its old name

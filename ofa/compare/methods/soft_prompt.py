@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from ofa.compare.methods.base import Fitted, Setting
 from ofa.compare.methods.peft_training import frozen, seeded, train_on_shots
 from ofa.config import Schedule
-from ofa.decoder.families import causal_lm, family_of
 
 SCHEDULE = Schedule(lr=0.1, weight_decay=1e-3, epochs=50, batch_size=4)
 
@@ -59,9 +58,8 @@ class SoftPrompt:
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:
         """Train the virtual token; on leaving it is gone."""
-        lm, family = causal_lm(setting.model), family_of(setting.model)
-        decoder = family.decoder_of(lm)
-        words = getattr(decoder, family.embedding)
+        stack, name = setting.decoder.stack, setting.decoder.family.embedding
+        words = getattr(stack, name)
         config = PromptTuningConfig(
             num_virtual_tokens=1, token_dim=words.embedding_dim, num_transformer_submodules=1
         )
@@ -70,9 +68,9 @@ class SoftPrompt:
         virtual = prompt.embedding.weight
         extended = replace(setting, tokenizer=_Tokenizer(setting.tokenizer, words.num_embeddings))
         with frozen(setting.model):
-            setattr(decoder, family.embedding, _Embedding(words, virtual))
+            setattr(stack, name, _Embedding(words, virtual))
             try:
                 n_steps = train_on_shots(extended, [virtual], self.options)
                 yield Fitted(extended.scorer(), virtual.numel(), n_steps)
             finally:
-                setattr(decoder, family.embedding, words)
+                setattr(stack, name, words)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ofa.compare.methods.base import Fitted, Setting
-from ofa.data.batch import max_tokens, pad
-from ofa.decoder.families import causal_lm
+from ofa.data.batch import pad
 from ofa.passes.own_layers import ActivationPatch, token_states
 from ofa.progress import progress_bar
 from ofa.scoring import score
@@ -24,11 +23,11 @@ def task_vectors(setting: Setting, demonstrations: Sequence[dict], query: str) -
     Raises:
         ValueError: the demonstrations don't fit the context.
     """
-    model, task = setting.model, setting.task
+    decoder, task = setting.decoder, setting.task
     before = task.demonstrations(demonstrations)
-    prompt = task.encode(setting.tokenizer, query, max_tokens(model), before)
-    batch = pad([prompt.ids], causal_lm(model).lm_head.weight.device)
-    return token_states(model, batch, record=False).z[1:, 0]
+    prompt = task.encode(setting.tokenizer, query, decoder.max_tokens, before)
+    batch = pad([prompt.ids], decoder.device)
+    return token_states(decoder, batch, record=False).z[1:, 0]
 
 
 def choose_layer(setting: Setting, shots: Sequence[dict], query: str) -> int:
@@ -37,7 +36,7 @@ def choose_layer(setting: Setting, shots: Sequence[dict], query: str) -> int:
     In each of five folds the vectors come from the other folds. Most right predictions win, then the highest
     log-probability of the labels.
     """
-    n_layers = causal_lm(setting.model).config.num_hidden_layers
+    n_layers = len(setting.decoder.layers)
     n_right, log_prob = [0] * n_layers, [0.0] * n_layers
     with progress_bar(setting.progress) as bar:
         line = bar.add_task("choosing a layer", total=min(FOLDS, len(shots)), info="")

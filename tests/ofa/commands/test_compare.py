@@ -12,7 +12,7 @@ from ofa.cli import app
 from ofa.commands.compare import Comparison, draws
 from ofa.commands.locks import only_run
 from ofa.compare.methods import METHODS
-from ofa.data import datasets as catalog
+from ofa.data import datasets
 
 WORDS = ("mild", "sharp", "plain", "odd", "bright", "dull")
 
@@ -130,7 +130,7 @@ def test_tasks_of_one_s_own_run_by_name(arguments, own_tasks, tmp_path):
 
 
 def test_every_wrong_name_is_told_before_anything_is_loaded(arguments, monkeypatch):
-    for place, name in ((catalog, "load"), (models, "load")):
+    for place, name in ((datasets, "load"), (models, "load")):
         monkeypatch.setattr(place, name, lambda *_: pytest.fail("something was loaded"))
     wrong = ("--methods", "magic,ofa:lr=0,icl,lora:rank=4", "--tasks", "sst2,imdb", "--protocol", "A,C")
     code, output = run(*arguments, *wrong)

@@ -6,6 +6,7 @@ import torch
 import ofa
 from ofa import classifier
 from ofa.commands import demo
+from ofa.decoder.view import Decoder
 from tests.ofa.conftest import TEXTS
 
 
@@ -20,7 +21,7 @@ def rows(monkeypatch):
 def test_the_whole_path(rows, tmp_path, model_folder, monkeypatch, capsys):
     configs = {name: ofa.OFAConfig(**{**vars(c), "epochs": 1}) for name, c in demo.CONFIGS.items()}
     monkeypatch.setattr(demo, "CONFIGS", configs)
-    monkeypatch.setattr("ofa.scoring.max_tokens", lambda model: 4096)
+    monkeypatch.setattr(Decoder, "max_tokens", 4096)
     starts, shots = [], {}
     fit, label_scores = classifier.fit, demo.FewShotClassifier.label_scores
 

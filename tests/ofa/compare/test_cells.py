@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ofa.compare.cells as module
-from ofa.compare.cells import Cell, Pool, compare, plan, read_cells, run_cell
+from ofa.compare.cells import Cell, Common, Pool, compare, plan, read_cells, run_cell
 from ofa.models import Source
 from tests.ofa.conftest import TEXTS, build_llama
 
@@ -28,7 +28,8 @@ def pool(task):
 
 def planned(pool, **options):
     settings = {"methods": METHODS, "protocols": "A", "seeds": range(2), "max_steps": 2, **options}
-    return plan([pool], source=SOURCE, dtype=torch.float32, **settings)
+    common = Common.of(SOURCE, torch.float32, settings.pop("max_steps"))
+    return plan([pool], common=common, **settings)
 
 
 def test_a_killed_run_repeats_no_finished_cell(model, tokenizer, pool, tmp_path, monkeypatch):

@@ -9,10 +9,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ofa
-from ofa.decoder.families import FAMILIES, decoder_layers
+from ofa.decoder.families import FAMILIES
+from ofa.decoder.view import Decoder
 from ofa.loss.sharpness import layer_sharpness, token_map
-from ofa.passes.fast import Probes, stacked_pass, why_not_stacked
+from ofa.passes.fast import stacked_pass, why_not_stacked
 from ofa.passes.hf_attention import ONE_QUERY, SOFT_CAPPED
+from ofa.passes.layer import Probes
 from ofa.passes.own_layers import attention_implementation, token_states
 from ofa_kernels.reference import jacobian_trace
 from tests.ofa.conftest import make_batch, one_row
@@ -121,12 +123,12 @@ def test_the_stacked_form_is_the_models_own_layers(family, side):
     model = in_float64(build(family))
     weights = [norm.module.weight for norm in ofa.patch_model(model).norms]
     if family in WITHOUT_STACKED_FORM:
-        assert why_not_stacked(model) == f"no stacked form of {family} is written"
+        assert why_not_stacked(Decoder.of(model)) == f"no stacked form of {family} is written"
         return
-    assert why_not_stacked(model) is None
+    assert why_not_stacked(Decoder.of(model)) is None
     batch, probes = make_batch((7, 5, 1), side), Probes(range(3), 4, 3)
-    ran, states = stacked_pass(model, batch, probes), token_states(model, batch)
-    oracle = layer_sharpness(model, states, probes)
+    ran, states = stacked_pass(Decoder.of(model), batch, probes), token_states(Decoder.of(model), batch)
+    oracle = layer_sharpness(Decoder.of(model), states, probes)
     pairs = [(ran.z, states.z), (ran.logits, states.logits), (-ran.products.mean(1), oracle.value)]
     for found, expected in pairs:
         assert (found - expected).norm() <= 1e-12 * expected.norm()
@@ -146,7 +148,7 @@ def test_logits_are_the_models(family):
     expected = plain[torch.arange(3), torch.tensor([6, 4, 0])]
     # only the eager form caps scores, and its softmax is float32's
     close = {"rtol": 1e-5, "atol": 1e-5} if family == "gemma2" else {}
-    torch.testing.assert_close(token_states(model, batch).logits, expected, **close)
+    torch.testing.assert_close(token_states(Decoder.of(model), batch).logits, expected, **close)
 
 
 @pytest.mark.parametrize("family", OPTIONS)
@@ -155,14 +157,14 @@ def test_the_trace_is_that_of_the_whole_sequences_jacobian(family):
     ofa.patch_model(model)
     model.requires_grad_(False)
     batch = make_batch((7, 5))
-    states = token_states(model, batch)
-    with attention_implementation(model, SOFT_CAPPED):
+    states = token_states(Decoder.of(model), batch)
+    with attention_implementation(Decoder.of(model), SOFT_CAPPED):
         expected = [brute_force(model, one_row(batch, i), P[family]) for i in range(2)]
-    for t, layer in enumerate(decoder_layers(model)):
+    for t, layer in enumerate(Decoder.of(model).layers):
         z = states.z[t]
-        with attention_implementation(model, ONE_QUERY):
+        with attention_implementation(Decoder.of(model), ONE_QUERY):
             p = FAMILIES[family].preconditioner_at(getattr(layer, P[family]), z)
-            traces = -jacobian_trace(token_map(model, states, t), z, p)
+            traces = -jacobian_trace(token_map(Decoder.of(model), states, t), z, p)
         for i in range(2):
             torch.testing.assert_close(traces[i], expected[i][t], rtol=1e-10, atol=1e-12)
 
@@ -174,7 +176,7 @@ def test_sharpness_is_the_trace_of_p(family):
     ofa.patch_model(model)
     model.requires_grad_(False)
     batch = make_batch((7,))
-    with attention_implementation(model, SOFT_CAPPED):
+    with attention_implementation(Decoder.of(model), SOFT_CAPPED):
         expected = brute_force(model, one_row(batch, 0), P[family])
     found = ofa.sharpness(model, batch, n_probes=2000)
     assert ((found.value[:, 0] - expected).abs() < 4 * found.stderr[:, 0]).all()
@@ -194,9 +196,9 @@ def test_prompts_longer_than_the_window_are_refused(family):
     model = build(family, sliding_window=6, **options)
     ofa.patch_model(model)
     for run in (token_states,) if family in WITHOUT_STACKED_FORM else (stacked_pass, token_states):
-        run(model, make_batch((6, 5)))
+        run(Decoder.of(model), make_batch((6, 5)))
         with pytest.raises(ValueError, match="7 tokens is longer than the model's sliding window of 6"):
-            run(model, make_batch((7, 5)))
+            run(Decoder.of(model), make_batch((7, 5)))
 
 
 @pytest.mark.parametrize("family", OPTIONS)

@@ -9,7 +9,7 @@ from transformers import LlamaForSequenceClassification, OPTConfig, OPTForCausal
 import ofa
 import ofa_kernels
 from ofa.decoder.norms import RMSNorm
-from ofa.decoder.patch import named_norms
+from ofa.decoder.view import Decoder
 from ofa_kernels import rms_norm
 from tests.ofa.conftest import build_llama, make_batch
 
@@ -163,14 +163,14 @@ def test_an_unknown_norm_is_refused_and_nothing_is_changed(llama):
     llama.model.layers[1].input_layernorm = torch.nn.LayerNorm(24)
     with pytest.raises(ValueError, match=r"layers.1.input_layernorm is a LayerNorm"):
         ofa.patch_model(llama)
-    assert not any(isinstance(module, RMSNorm) for *_, module in named_norms(llama))
+    assert not any(isinstance(module, RMSNorm) for *_, module in Decoder.of(llama).named_norms())
     assert all(p.requires_grad for p in llama.parameters())
 
 
 def test_accelerates_hooks_call_the_new_norm_and_the_old_one_after_undo(monkeypatch):
     model, batch = build_llama(torch.bfloat16), make_batch()
     before = logits(model, batch)
-    for *_, norm in named_norms(model):
+    for *_, norm in Decoder.of(model).named_norms():
         add_hook_to_module(norm, AlignDevicesHook(io_same_device=True))
     calls = []
     monkeypatch.setattr(ofa_kernels, "rms_norm", lambda *args: calls.append(1) or rms_norm(*args))

@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import ofa
 from ofa.decoder.quantised import check_derivatives
+from ofa.decoder.view import Decoder
 from ofa.loss.sharpness import layer_sharpness
-from ofa.passes.fast import Probes, stacked_pass, why_not_stacked
+from ofa.passes.fast import stacked_pass, why_not_stacked
+from ofa.passes.layer import Probes
 from ofa.passes.own_layers import token_states
 from tests.ofa.conftest import build_llama, make_batch
 
@@ -56,13 +58,13 @@ def linears(model):
 
 
 def stacked(model):
-    ran = stacked_pass(model, make_batch((7, 5)), PROBES)
+    ran = stacked_pass(Decoder.of(model), make_batch((7, 5)), PROBES)
     return ran.z, ran.logits, ran.products
 
 
 def own_layers(model):
-    states = token_states(model, make_batch((7, 5)))
-    return states.z, states.logits, layer_sharpness(model, states, PROBES).value
+    states = token_states(Decoder.of(model), make_batch((7, 5)))
+    return states.z, states.logits, layer_sharpness(Decoder.of(model), states, PROBES).value
 
 
 def the_loss(model):
@@ -70,7 +72,7 @@ def the_loss(model):
 
 
 def without_sharpness(model):
-    states = token_states(model, make_batch((7, 5)))
+    states = token_states(Decoder.of(model), make_batch((7, 5)))
     return states.z, states.logits
 
 
@@ -92,7 +94,7 @@ def errors(run, model, dequantised):
 def test_torchao(run, biases):
     model, dequantised = of_torchao(attention_bias=biases, mlp_bias=biases)
     assert type(linears(model)[0].weight) is not nn.Parameter
-    assert why_not_stacked(model) is None
+    assert why_not_stacked(Decoder.of(model)) is None
     assert max(errors(run, model, dequantised)) < ROUNDING
 
 
@@ -101,7 +103,7 @@ def test_torchao(run, biases):
 def test_four_bits_of_bitsandbytes(run, biases, tmp_path):
     model, dequantised = of_bitsandbytes(tmp_path, 4, attention_bias=biases, mlp_bias=biases)
     assert linears(model)[0].weight.dtype == torch.uint8
-    assert why_not_stacked(model) is None
+    assert why_not_stacked(Decoder.of(model)) is None
     ofa.patch_model(model)
     with torch.no_grad():  # what is measured first must not cost the gradients
         run(model)

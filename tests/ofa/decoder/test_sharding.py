@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 import ofa
 from ofa.data.batch import features
-from ofa.decoder.families import decoder_layers
+from ofa.decoder.view import Decoder
 from ofa.passes.fast import why_not_stacked
 from ofa.passes.own_layers import token_states
 from tests.ofa.conftest import build_llama, make_batch
@@ -22,7 +22,7 @@ CE_ONLY = ofa.OFAConfig(lambda_step=0.1, lambda_sharp=0)
 
 
 def n_gathered(model) -> int:
-    return sum(not isinstance(next(layer.mlp.parameters()), DTensor) for layer in decoder_layers(model))
+    return sum(not isinstance(next(layer.mlp.parameters()), DTensor) for layer in Decoder.of(model).layers)
 
 
 def loss_and_gradients(model, config):
@@ -57,8 +57,10 @@ def one_of_two(rank, port, tokenizer, task, shots, folder):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
         assert n_gathered(shared) <= 1
         with torch.no_grad():
-            states = token_states(shared, make_batch((7, 5)))
-            torch.testing.assert_close(states.logits, token_states(whole, make_batch((7, 5))).logits)
+            states = token_states(Decoder.of(shared), make_batch((7, 5)))
+            torch.testing.assert_close(
+                states.logits, token_states(Decoder.of(whole), make_batch((7, 5))).logits
+            )
         assert n_gathered(shared) <= 1
     with pytest.raises(ValueError, match=r"sharded, .* no stacked form of gpt2"):
         ofa.objective(shared, make_batch((7, 5)), CONFIG)
@@ -110,7 +112,7 @@ def test_layers_placed_by_accelerate_give_the_same():
         ofa.patch_model(model)
     for layer in placed.model.layers:
         add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu", io_same_device=True))
-    assert "accelerate" in why_not_stacked(placed)
+    assert "accelerate" in why_not_stacked(Decoder.of(placed))
     for found, expected in zip(
         loss_and_gradients(placed, CONFIG), loss_and_gradients(plain, CONFIG), strict=True
     ):

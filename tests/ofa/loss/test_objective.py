@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 import ofa
 from ofa.config import OFAConfig
+from ofa.loss import objective as objective_module
 from ofa.loss.objective import objective
 from ofa_kernels.probes import mix
 from tests.ofa.conftest import build_llama, make_batch
@@ -51,8 +52,8 @@ def test_zero_weights_do_no_extra_work(llama, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("was computed though its weight is 0")
 
-    module = sys.modules["ofa.loss.objective"]  # the name ofa.objective is the function
-    monkeypatch.setattr(sys.modules["ofa.passes.fast"].ofa_kernels, "rms_norm_jvp", forbidden)
+    module = objective_module  # the name ofa.objective is the function
+    monkeypatch.setattr(sys.modules["ofa.passes.layer"].ofa_kernels, "rms_norm_jvp", forbidden)
     monkeypatch.setattr(module.ofa_kernels, "step_ratio", forbidden)
     ofa.patch_model(llama)
     terms = objective(llama, make_batch(), OFAConfig(lambda_step=0, lambda_sharp=0))
@@ -87,10 +88,8 @@ def test_families_without_a_stacked_form_get_the_same(llama, monkeypatch, lambda
         return [terms.loss, *torch.autograd.grad(terms.loss, weights)]
 
     stacked = run()
-    monkeypatch.setattr(
-        sys.modules["ofa.loss.objective"], "why_not_stacked", lambda model: "no form is written"
-    )
-    monkeypatch.setattr(sys.modules["ofa.loss.objective"], "stacked_pass", None)
+    monkeypatch.setattr(objective_module, "why_not_stacked", lambda model: "no form is written")
+    monkeypatch.setattr(objective_module, "stacked_pass", None)
     for found, expected in zip(run(), stacked, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 

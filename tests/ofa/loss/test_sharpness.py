@@ -2,8 +2,7 @@ import pytest
 import torch
 
 import ofa
-from ofa.decoder.families import decoder_layers
-from ofa.decoder.view import embed, rotary
+from ofa.decoder.view import Decoder
 from ofa.loss.sharpness import token_map
 from ofa.passes.hf_attention import ONE_QUERY
 from ofa.passes.own_layers import attention_implementation, token_states
@@ -17,9 +16,11 @@ def brute_force(model, row, norm="post_attention_layernorm") -> torch.Tensor:
     """-tr(J_f P) [layers] from the Jacobian of the whole sequence's layer map, its last-token block."""
     ids = row["input_ids"]
     positions = torch.arange(ids.shape[1])[None]
-    hidden = embed(model, ids, positions)
-    traces = []
-    for layer, turn in zip(decoder_layers(model), rotary(model, hidden, positions), strict=True):
+    decoder = Decoder.of(model)
+    hidden = decoder.embed(ids, positions)
+    turns, traces = decoder.rotary(hidden, positions), []
+    for layer, kind in zip(decoder.layers, decoder.rotary_kinds, strict=True):
+        turn = turns[kind]
 
         def f(z, layer=layer, turn=turn):
             return layer(z[None], attention_mask=None, position_embeddings=turn)[0] - z
@@ -50,11 +51,11 @@ def patched(llama):
 def test_the_tokens_own_map_has_exactly_the_sequences_trace(patched, side):
     """No probes: what Hutchinson estimates is the quantity meant, to the last digits."""
     batch = make_batch((7, 5), side)
-    states = token_states(patched, batch)
+    states = token_states(Decoder.of(patched), batch)
     for t, layer in enumerate(patched.model.layers):
         norm, z = layer.post_attention_layernorm, states.z[t]
-        with attention_implementation(patched, ONE_QUERY):
-            f = token_map(patched, states, t)
+        with attention_implementation(Decoder.of(patched), ONE_QUERY):
+            f = token_map(Decoder.of(patched), states, t)
             torch.testing.assert_close(f(z), states.z[t + 1] - z, rtol=1e-10, atol=1e-12)
             p = preconditioner(z, norm.weight, norm.variance_epsilon)
             traces = -jacobian_trace(f, z, p)

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 import ofa
+from ofa.decoder.view import Decoder
 from ofa.loss.sharpness import layer_sharpness
-from ofa.passes.fast import Probes, stacked_pass, why_not_stacked
+from ofa.passes.fast import stacked_pass, why_not_stacked
+from ofa.passes.layer import Probes
 from ofa.passes.own_layers import token_states
 from tests.ofa.conftest import build_llama, make_batch, one_row
 
@@ -30,8 +32,8 @@ def biased(**options):
 def both_ways(model, batch, n_probes, seed=3):
     """(z, logits, H [layers, B]) stacked, and by the oracle."""
     probes = Probes(LAYERS, n_probes, seed, batch.get("example_ids"))
-    ran, states = stacked_pass(model, batch, probes), token_states(model, batch)
-    oracle = layer_sharpness(model, states, probes)
+    ran, states = stacked_pass(Decoder.of(model), batch, probes), token_states(Decoder.of(model), batch)
+    oracle = layer_sharpness(Decoder.of(model), states, probes)
     stacked = ran.z, ran.logits, -ran.products.mean(1)
     return stacked, (states.z, states.logits, oracle.value)
 
@@ -68,7 +70,7 @@ def test_a_batch_gives_what_its_examples_give_alone(side):
     batch = {**make_batch(lengths, side), "example_ids": torch.tensor([0, 1, 2])}
 
     def run(batch):
-        ran = stacked_pass(model, batch, Probes(LAYERS, 2, 1, batch["example_ids"]))
+        ran = stacked_pass(Decoder.of(model), batch, Probes(LAYERS, 2, 1, batch["example_ids"]))
         loss = ran.logits[:, 5].sum() + ran.products.sum()
         return ran.z, ran.products, torch.autograd.grad(loss, weights)
 
@@ -84,7 +86,10 @@ def test_a_batch_gives_what_its_examples_give_alone(side):
 def test_without_probes_the_states_are_the_same():
     model, _ = patched()
     batch = make_batch((7, 5))
-    plain, probed = stacked_pass(model, batch), stacked_pass(model, batch, Probes([1], 4, 0))
+    plain, probed = (
+        stacked_pass(Decoder.of(model), batch),
+        stacked_pass(Decoder.of(model), batch, Probes([1], 4, 0)),
+    )
     assert plain.products is None and probed.products.shape == (1, 4, 2)
     torch.testing.assert_close(plain.z, probed.z, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(plain.logits, probed.logits, rtol=1e-13, atol=1e-13)
@@ -95,7 +100,7 @@ def test_gradient_checkpointing_changes_nothing():
     batch = make_batch((7, 5))
 
     def run():
-        ran = stacked_pass(model, batch, Probes([1, 2], 3, 0))
+        ran = stacked_pass(Decoder.of(model), batch, Probes([1, 2], 3, 0))
         loss = ran.logits.sum() + ran.products.sum() + ran.z.pow(2).sum()
         return [ran.products, *torch.autograd.grad(loss, weights)]
 
@@ -126,19 +131,19 @@ def test_inside_peft_the_active_weights_and_adapters_count():
 
 def test_what_is_not_written_out_is_named():
     model, _ = patched()
-    assert why_not_stacked(model) is None
+    assert why_not_stacked(Decoder.of(model)) is None
     layer = model.model.layers[0]
     layer._hf_hook = object()
-    assert "accelerate" in why_not_stacked(model)
+    assert "accelerate" in why_not_stacked(Decoder.of(model))
     del layer._hf_hook
 
     class Foreign(nn.Module):
         bias = torch.zeros(40)
 
     layer.mlp.up_proj = Foreign()
-    assert "a Foreign adds a bias" in why_not_stacked(model)
+    assert "a Foreign adds a bias" in why_not_stacked(Decoder.of(model))
     model, _ = patched(attention_dropout=0.1)
-    assert why_not_stacked(model) is None
-    assert why_not_stacked(model.train()) == "dropout is on"
+    assert why_not_stacked(Decoder.of(model)) is None
+    assert why_not_stacked(Decoder.of(model.train())) == "dropout is on"
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         ofa.sharpness(model, make_batch())

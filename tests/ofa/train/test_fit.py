@@ -5,6 +5,7 @@ import torch
 
 import ofa
 from ofa.config import OFAConfig
+from ofa.decoder.view import Decoder
 from ofa.loss.objective import Objective, objective
 from ofa.train import fit as trainer
 from ofa.train.loop import NonFiniteError
@@ -182,7 +183,9 @@ def test_a_batch_too_large_to_run_at_once_gives_the_same(tokenizer, task, shots,
 
     monkeypatch.setattr(trainer, "objective", spy)
     longest = 60  # tokens: two or three of the prompts
-    monkeypatch.setattr(trainer, "ACTIVATION_BYTES", longest * trainer._bytes_per_token(build_llama()))
+    monkeypatch.setattr(
+        trainer, "ACTIVATION_BYTES", longest * trainer._bytes_per_token(Decoder.of(build_llama()))
+    )
     in_parts, split = run()
     assert max(sizes) < 6 and sum(sizes) == 3 * 6
     torch.testing.assert_close(split, weights, rtol=1e-10, atol=1e-12)

@@ -12,6 +12,7 @@ from ofa.compare.methods.i2cl import (
     outputs_changed,
 )
 from ofa.compare.methods.zero_shot import ZeroShot
+from ofa.decoder.view import Decoder
 from tests.ofa.compare.methods.test_lora import check_restores, setting_of, slow_logits, slow_loss
 from tests.ofa.conftest import TEXTS, build_llama
 
@@ -47,9 +48,9 @@ def test_nothing_mixed_in_is_zero_shot(setting, llama):
     with ZeroShot().fit(setting) as fitted:
         expected = fitted.score(TEXTS).log_probs
     scalars = torch.tensor([0.0, 1.0]).expand(3, 2, 2)
-    with outputs_changed(llama, injection(vectors, scalars)):
+    with outputs_changed(Decoder.of(llama), injection(vectors, scalars)):
         assert torch.equal(setting.scorer()(TEXTS).log_probs, expected)
-    with outputs_changed(llama, injection(vectors, initial_scalars(vectors))):
+    with outputs_changed(Decoder.of(llama), injection(vectors, initial_scalars(vectors))):
         assert (setting.scorer()(TEXTS).log_probs - expected).abs().max() > 1e-3
 
 
@@ -63,7 +64,7 @@ def test_every_scalar_has_its_place(llama):
         ((a0, a1), (m0, m1)), (attention, mlp) = scalars[i], vectors[i]
         h = x + a1 * layer.self_attn(layer.input_layernorm(x), rotary)[0] + a0 * attention
         expected = h + m1 * layer.mlp(layer.post_attention_layernorm(h)) + m0 * mlp
-        with outputs_changed(llama, injection(vectors, scalars)):
+        with outputs_changed(Decoder.of(llama), injection(vectors, scalars)):
             torch.testing.assert_close(layer(x, position_embeddings=rotary), expected)
 
 
@@ -81,7 +82,7 @@ def test_training_lowers_the_loss(setting, llama):
     bits = {name: value.clone() for name, value in llama.state_dict().items()}
 
     def loss() -> float:
-        with outputs_changed(llama, change):
+        with outputs_changed(Decoder.of(llama), change):
             return slow_loss(lambda text: slow_logits(llama, setting, text), setting)
 
     before, vectors_before = loss(), vectors.clone()
