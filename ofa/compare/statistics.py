@@ -67,7 +67,7 @@ def mean_ranks(rows: Sequence[dict]) -> dict[str, float]:
     """Each method's mean rank over the (task, seed) that all methods have; 1 is best, ties share."""
     methods = values_of(rows, "method")
     accuracies = {method: _accuracies(rows_of(rows, method=method)) for method in methods}
-    common = set.intersection(*(set(found) for found in accuracies.values()))
+    common = set.intersection(*(set(of_method) for of_method in accuracies.values()))
     ranks: dict[str, list[float]] = {method: [] for method in methods}
     for key in common:
         values = [accuracies[method][key] for method in methods]
@@ -75,4 +75,4 @@ def mean_ranks(rows: Sequence[dict]) -> dict[str, float]:
             own = accuracies[method][key]
             better, equal = sum(v > own for v in values), sum(v == own for v in values)
             ranks[method].append(better + (equal + 1) / 2)
-    return {method: statistics.mean(found) for method, found in ranks.items() if found}
+    return {method: statistics.mean(of_method) for method, of_method in ranks.items() if of_method}

@@ -100,7 +100,7 @@ def _own(folder: Path) -> dict[str, DataSet]:
         raise ValueError(f"{path} is not JSON ({error}); write {form}") from None
     if not isinstance(entries, dict):
         raise ValueError(f"{path} holds a {type(entries).__name__}, not tasks by name; write {form}")
-    found = {}
+    defined = {}
     for name, entry in entries.items():
         values = entry if isinstance(entry, dict) else {}
         template, words = values.get("template"), values.get("label_words")
@@ -111,10 +111,10 @@ def _own(folder: Path) -> dict[str, DataSet]:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"{path}: {name} has no label_words, a list of strings; write {form}")
         try:
-            found[name] = DataSet(Task(name, template, words))
+            defined[name] = DataSet(Task(name, template, words))
         except ValueError as error:
             raise ValueError(f"{path}: {name}: {error}") from None
-    return found
+    return defined
 
 
 def data_sets(data: Path | None = None) -> dict[str, DataSet]:

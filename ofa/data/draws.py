@@ -31,25 +31,25 @@ def number_labels(
         renamed = {plain_label(old): new or old for old, _, new in pairs if new}
         labels = [renamed.get(label, label) for label in labels]
         label_words = [new or old for old, _, new in pairs]
-    found = sorted(set(labels))
-    are_numbers = all(NUMBER.fullmatch(label) for label in found)
+    different = sorted(set(labels))
+    are_numbers = all(NUMBER.fullmatch(label) for label in different)
     if are_numbers:
-        found.sort(key=float)
-    if are_numbers and not set(found) <= set(label_words or ()):
+        different.sort(key=float)
+    if are_numbers and not set(different) <= set(label_words or ()):
         if label_words is None:
             raise ValueError(
-                f"the labels are numbers ({_first(found, ', ')}); give each its word: "
-                f"--label-words {_first([f'{label}=WORD' for label in found], ',')}"
+                f"the labels are numbers ({_first(different, ', ')}); give each its word: "
+                f"--label-words {_first([f'{label}=WORD' for label in different], ',')}"
             )
         index = {str(i): i for i in range(len(label_words))}
     else:
-        label_words = found if label_words is None else label_words
+        label_words = different if label_words is None else label_words
         index = {word: i for i, word in enumerate(label_words)}
-    unknown = [label for label in found if label not in index]
+    unknown = [label for label in different if label not in index]
     if unknown:
         example = f"{unknown[0]}=…"
-        if are_numbers and len(found) == len(label_words):
-            example = ",".join(f"{label}={word}" for label, word in zip(found, label_words, strict=True))
+        if are_numbers and len(different) == len(label_words):
+            example = ",".join(f"{label}={word}" for label, word in zip(different, label_words, strict=True))
         raise ValueError(
             f"unknown labels: {', '.join(unknown)}; known are {', '.join(index)}. Where a label and its word "
             f"differ, write label=word (--label-words {example})"

@@ -25,7 +25,7 @@ class Classes:
     def of(
         cls, found: Sequence[Hashable], label_words: Sequence[str] | Mapping[Hashable, str] | None
     ) -> "Classes":
-        """The classes of the labels that were found.
+        """The classes of labels as they occur.
 
         Args:
             found: labels, as often as they occur.

@@ -24,10 +24,10 @@ class CheckpointError(ValueError):
 
 def digest(content: object, tensors: Sequence[Tensor] = ()) -> str:
     """SHA-256 of something JSON can write, and of tensors' bits."""
-    found = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
+    sha = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)
