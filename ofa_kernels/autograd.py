@@ -14,6 +14,7 @@ from torch import Tensor
 from ofa_kernels import reference
 from ofa_kernels.boundary import matching, ready
 from ofa_kernels.composed import Composed, Operator, first_order, in_forward_mode, legacy_batched
+from ofa_kernels.dtypes import accumulation_dtype
 
 
 def _batch_in_front(info, in_dims, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -165,7 +166,7 @@ class LayerNorm(Composed):
 def _common(x: Tensor, *parameters: Tensor | None) -> torch.dtype:
     """The one type that PyTorch's kernel takes."""
     same = all(t is None or t.dtype == x.dtype for t in parameters)
-    return x.dtype if same else reference.accumulation_dtype(x)
+    return x.dtype if same else accumulation_dtype(x)
 
 
 def _backward(ctx, x, weight, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, Tensor | None]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ofa_kernels import reference
+from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.reference import Seed
 
 rms_norm_forward = reference.rms_norm
@@ -41,7 +42,7 @@ def rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, need_dw
 def _signs_like(t: Tensor, ids: Tensor, seed: Seed, layer: int, n_probes: int) -> Tensor:
     """ν [n_probes, rows, D] in the accumulation type."""
     layers = torch.full((1,), layer, device=ids.device)
-    dtype = reference.accumulation_dtype(t)
+    dtype = accumulation_dtype(t)
     return reference.rademacher_signs(t.shape[-1], ids, n_probes, layers, seed, dtype)[0]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ofa_kernels import dispatch
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels.dtypes import accumulation_dtype
 
 NAMESPACE = "ofa_kernels"
 _UINT64 = (1 << 64) - 1

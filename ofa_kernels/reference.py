@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ofa_kernels.dtypes import accumulation_dtype
+
 Seed = int | Tensor  # 64 bits: an int from 0, or one int64 element, whose sign is the highest of them
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -18,11 +20,6 @@ PHILOX_ROUNDS = 10
 WORD = 0xFFFFFFFF
 WORDS_PER_CALL = 4
 SIGNS_PER_CALL = 32 * WORDS_PER_CALL
-
-
-def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """The type that x is computed in: float64 for float64, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from ofa_kernels.arguments import check_tensor
 from ofa_kernels.boundary import ready
 from ofa_kernels.composed import Composed, differentiated, first_order
 from ofa_kernels.dispatch import kernels_for
+from ofa_kernels.dtypes import accumulation_dtype
 
 
 class _StepLengths(Composed):
@@ -34,7 +35,7 @@ class _StepLengths(Composed):
             return super().backward(ctx, dlengths)
         (states,), lengths = ctx.saved_tensors, ctx.lengths
         kernels = ready(ctx.options[0], states, lengths, dlengths)
-        dtype = reference.accumulation_dtype(states)  # hooks on saved tensors may have changed the states'
+        dtype = accumulation_dtype(states)  # hooks on saved tensors may have changed the states'
         return kernels.step_lengths_backward(states, lengths.to(dtype), dlengths.to(dtype)), None
 
 

@@ -1,41 +1,11 @@
-"""The calls that allocate and launch: RMSNorm at first order here, the rest by its own module."""
+"""The calls that allocate and launch RMSNorm at first order."""
 
 import torch
 from torch import Tensor
 
 from ofa_kernels.triton import plan
 from ofa_kernels.triton import rms_norm as kernels
-from ofa_kernels.triton.launch_probes import (
-    preconditioned_probes,
-    preconditioned_probes_backward,
-    probe_dot,
-    probe_scale,
-    rademacher,
-    step_lengths,
-    step_lengths_backward,
-)
-from ofa_kernels.triton.launch_tangent import (
-    rms_norm_backward_tangent,
-    rms_norm_jvp,
-    rms_norm_jvp_backward,
-)
 from ofa_kernels.triton.plan import BACKWARD, FORWARD, acc, as_rows, dense_like, partials_like, unit_of
-
-__all__ = [
-    "add_rms_norm_forward",
-    "preconditioned_probes",
-    "preconditioned_probes_backward",
-    "probe_dot",
-    "probe_scale",
-    "rademacher",
-    "rms_norm_backward",
-    "rms_norm_backward_tangent",
-    "rms_norm_forward",
-    "rms_norm_jvp",
-    "rms_norm_jvp_backward",
-    "step_lengths",
-    "step_lengths_backward",
-]
 
 
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, offset: float, rounding: str) -> Tensor:

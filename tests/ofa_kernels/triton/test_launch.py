@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from ofa_kernels import reference
-from ofa_kernels.triton import launch, launch_probes, plan
+from ofa_kernels.triton import launch, plan
 from tests.ofa_kernels.bounds import steps_apart
 from tests.ofa_kernels.triton_checks import (
     BF16,
@@ -324,9 +324,9 @@ def test_signs_of_any_seed(device, seed):
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**63, SEED])
 def test_words_of_any_seed_are_int32_so_that_one_build_serves_all(seed):
-    _, low, high = launch_probes._words(seed)
+    _, low, high = launch.probes.words(seed)
     assert (high % 2**32 << 32) + low % 2**32 == seed
-    assert all(-(2**31) <= word < 2**31 for word in (low, high, launch_probes._signed_word(-LAYER)))
+    assert all(-(2**31) <= word < 2**31 for word in (low, high, launch.probes.signed_word(-LAYER)))
 
 
 def test_rows_too_long_for_registers(device):
