@@ -1,6 +1,7 @@
 """The mathematics in plain PyTorch: the truth that every backend is tested against.
 
-Notation: r = (mean(x²) + eps)^(-1/2), x̂ = r x, w the weight plus offset, g = w dy, c = mean(g x̂).
+Notation: r = (mean(x²) + eps)^(-1/2), x̂ = r x, w the weight plus offset, g = w dy, c = mean(g x̂);
+v, u and h are the tangents ẋ, ẇ and dẏ in the accumulation type, 0 where they are absent.
 float64 inputs are computed in float64, all others in float32. Every function is an ordinary
 differentiable composition, so derivatives of any order are right.
 """
@@ -104,9 +105,9 @@ def rms_norm_jvp(
     K tangents share one primal: ẋ is [*K, *x.shape], ẇ [*K, N]; one of them may be absent.
     """
     x_hat, r = normalise(x, eps)
-    x_dot, weight_dot = _to_acc(x_dot, x_hat), beside_rows(weight_dot, x_hat)
-    x_hat_dot = r * (x_dot - x_hat * mean(x_hat * x_dot))
-    return ((weight.to(x_hat.dtype) + offset) * x_hat_dot + weight_dot * x_hat).to(x.dtype)
+    v, u = _to_acc(x_dot, x_hat), beside_rows(weight_dot, x_hat)
+    x_hat_dot = r * (v - x_hat * mean(x_hat * v))
+    return ((weight.to(x_hat.dtype) + offset) * x_hat_dot + u * x_hat).to(x.dtype)
 
 
 def rms_norm_jvp_backward(
@@ -147,18 +148,18 @@ def rms_norm_backward_tangent(
     [*K, *x.shape] and [*K, N].
     """
     x_hat, r = normalise(x, eps)
-    dy, x_dot, dy_dot = (_to_acc(t, x_hat) for t in (dy, x_dot, dy_dot))
-    weight_dot = beside_rows(weight_dot, x_hat)
+    dy, v, h = dy.to(x_hat.dtype), _to_acc(x_dot, x_hat), _to_acc(dy_dot, x_hat)
+    u = beside_rows(weight_dot, x_hat)
     w = weight.to(x_hat.dtype) + offset
-    m = mean(x_hat * x_dot)
-    x_hat_dot = r * (x_dot - x_hat * m)
+    m = mean(x_hat * v)
+    x_hat_dot = r * (v - x_hat * m)
     r_dot = -(r**2) * m
     g = w * dy
     c = mean(g * x_hat)
-    g_dot = w * dy_dot + weight_dot * dy
+    g_dot = w * h + u * dy
     c_dot = mean(g_dot * x_hat + g * x_hat_dot)
     dx_dot = r_dot * (g - x_hat * c) + r * (g_dot - x_hat_dot * c - x_hat * c_dot)
-    dw_dot = sum_rows(dy_dot * x_hat + dy * x_hat_dot, x.dim() - 1)
+    dw_dot = sum_rows(h * x_hat + dy * x_hat_dot, x.dim() - 1)
     return dx_dot.to(x.dtype), dw_dot.to(weight.dtype)
 
 

@@ -3,6 +3,9 @@
 `library.py` finds and loads the library; what it can tell of it is reachable from here.
 """
 
+from collections.abc import Sequence
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -54,6 +57,14 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
+@overload
+def _stacked(t: Tensor, rows: Tensor) -> tuple[Tensor, int, int, int]: ...
+
+
+@overload
+def _stacked(t: Tensor | None, rows: Tensor) -> tuple[Tensor | None, int, int, int]: ...
+
+
 def _stacked(t: Tensor | None, rows: Tensor) -> tuple[Tensor | None, int, int, int]:
     """Tangents [*K, *x.shape] as [K, rows, N] with unit column stride, with pointer, K and row stride."""
     if t is None:
@@ -65,7 +76,10 @@ def _stacked(t: Tensor | None, rows: Tensor) -> tuple[Tensor | None, int, int, i
 
 def _leading(x: Tensor, x_like: Tensor | None, weight_dot: Tensor | None) -> torch.Size:
     """The tangents' dimensions *K."""
-    return x_like.shape[: x_like.dim() - x.dim()] if x_like is not None else weight_dot.shape[:-1]
+    if x_like is not None:
+        return x_like.shape[: x_like.dim() - x.dim()]
+    assert weight_dot is not None  # a call has a tangent of one of the two
+    return weight_dot.shape[:-1]
 
 
 def _pointer(t: Tensor | None) -> int:
@@ -81,13 +95,15 @@ def _like(t: Tensor) -> Tensor:
     return torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
-def _empty(shape: torch.Size, like: Tensor) -> Tensor:
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(shape)  # as torch.empty, but deaf to a default device
 
 
 def _bits(seed: Seed) -> int:
     """The seed as an unsigned number; a tensor is the host's, so nothing waits."""
-    return seed if isinstance(seed, int) else seed.item() & 0xFFFFFFFFFFFFFFFF
+    if isinstance(seed, int):
+        return seed
+    return seed.item() & 0xFFFFFFFFFFFFFFFF  # pyright: ignore[reportOperatorIssue] - of int64 it is an int
 
 
 def _head(x: Tensor, weight: Tensor, rows: Tensor) -> tuple[int, ...]:

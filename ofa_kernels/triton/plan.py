@@ -136,7 +136,10 @@ def unit_of(n_cols: int, *rows: Tensor | None) -> int:
             if not t.is_contiguous():  # the quicker question; where it is, strides are multiples of n_cols
                 for stride in t.stride()[:-1]:
                     counts |= stride
-    return 1 if addresses % VECTOR_BYTES else common_unit(counts, rows[0].element_size())
+    if addresses % VECTOR_BYTES:
+        return 1
+    assert rows[0] is not None  # the others may be absent
+    return common_unit(counts, rows[0].element_size())
 
 
 @lru_cache(maxsize=4096)
