@@ -5,12 +5,12 @@ from torch import Tensor
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """The type that the operators compute in and add up in for an x of any shape.
+    """The type in which every operator computes, and in which sums over x are returned.
 
     Args:
-        x: its type alone is read.
+        x: [...], any tensor; only its type is read.
 
     Returns:
-        `torch.float64` for a float64 x, `torch.float32` for every other.
+        `torch.float64` for a float64 x, `torch.float32` for an x of any other type.
     """
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -47,8 +47,9 @@ def mix(seed: Seed, step: Seed) -> Seed:
     """The 64-bit probe seed of a training step: output number `step` of SplitMix64 (Steele et al. 2014).
 
     Args:
-        seed: the run's; an integer of any size, or an int64 tensor.
-        step: counted from 0; likewise. In a CUDA graph, a tensor that is filled before each replay.
+        seed: the seed of the run; an integer of any size, or an int64 tensor of one element.
+        step: counted from 0; an integer or a tensor likewise. In a CUDA graph, a tensor that is filled before
+            each replay.
 
     Returns:
         An integer from 0 to 2^64 - 1; the same bits as an int64 tensor where one of the two is a tensor.

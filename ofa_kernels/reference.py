@@ -173,7 +173,23 @@ def rms_norm_curvature_trace(
 
 
 def preconditioner(z: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """P = γ / σ(z) with σ = sqrt(mean(z²) + eps), the norm read as a preconditioner (OFA, section 1)."""
+    """The diagonal of P = γ / σ(z), the RMSNorm of z read as a preconditioner (OFA, section 1).
+
+    σ(z) = sqrt(mean(z²) + eps), one number a row, so that P z = `rms_norm(z)`. Composed in PyTorch, hence
+    differentiable in z and the weight at every order.
+
+    Args:
+        z: [..., D], one state a row; float64, float32, bfloat16 or float16.
+        weight: [D], the norm's γ, of any of these types, on z's device.
+        eps: added to the mean square.
+        offset: added to the weight (1.0 for Gemma).
+
+    Returns:
+        [..., D], float64 for a float64 z, else float32.
+
+    Raises:
+        RuntimeError: PyTorch's own, where the weight's size or device doesn't fit z.
+    """
     _, r = normalise(z, eps)
     return (weight.to(r.dtype) + offset) * r
 
