@@ -11,7 +11,7 @@ from ofa_kernels.reference import Seed as Seed
 from ofa_kernels.reference import preconditioner
 from ofa_kernels.steps import step_ratio
 
-# what has a docstring of its own; Seed is public too, the type of every argument `seed`
+# Seed is public too: the type of every argument `seed`, which as an alias has no docstring
 __all__ = [
     "TraceEstimate",
     "accumulation_dtype",

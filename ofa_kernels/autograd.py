@@ -311,7 +311,7 @@ class RMSNormBackwardTangent(Composed):
 
 
 class RMSNormJvpBackward(Composed):
-    """(x, w, dy, ẋ, ẇ) -> gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; those of w and ẇ are None where not needed."""
+    """(x, w, dy, ẋ, ẇ) -> gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; in w and ẇ they are None where not needed."""
 
     n_tensors = 5
 

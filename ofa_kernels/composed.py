@@ -1,4 +1,4 @@
-"""Operators whose derivatives are those of a formula, and how a Function meets PyTorch's transforms."""
+"""Operators whose derivatives are composed from a formula, and how a Function meets PyTorch's transforms."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,7 +56,7 @@ def in_forward_mode(ctx, rule: Callable, tangents: Sequence[Tensor | None]):
 def _present(
     formula: Callable, tensors: Sequence[Tensor | None], integers: bool = False
 ) -> tuple[Callable, list[Tensor], list[int]]:
-    """The formula as a function of those (real) tensors that are there, these, and where they stand."""
+    """The formula of the (real) tensors that are not None, a list of these tensors, and their places."""
     there = [(i, t) for i, t in enumerate(tensors) if t is not None and (integers or t.is_floating_point())]
     places = [i for i, _ in there]
 

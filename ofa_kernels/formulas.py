@@ -34,7 +34,7 @@ def rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, dy_dot, eps, off
 
 
 def rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, need_dw, need_dw_dot):
-    """Gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; those of w and ẇ are None where they are not needed."""
+    """Gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; in w and ẇ they are None where they are not needed."""
     dx, dw, dx_dot, dw_dot = reference.rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset)
     return dx, dw if need_dw else None, dx_dot, dw_dot if need_dw_dot else None
 

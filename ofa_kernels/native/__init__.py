@@ -1,6 +1,6 @@
 """The calls of the CPU kernels of `csrc`: each hands torch's tensors to one function of the C interface.
 
-`library.py` finds and loads the library; what it can tell of it is reachable from here.
+`library.py` finds and loads the library; whether it is there and what it uses can be asked here too.
 """
 
 from collections.abc import Sequence

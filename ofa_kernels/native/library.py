@@ -64,7 +64,7 @@ def struct_format(members: str) -> str:
 
 @cache
 def openmp_runtimes() -> tuple[str, ...]:
-    """The files of the OpenMP runtimes in this process, torch's own first; others may have brought theirs."""
+    """The files of the OpenMP runtimes in this process, torch's first; other packages may bring one too."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -86,7 +86,7 @@ def load() -> tuple[dict, str]:
     if not runtimes:
         return {}, "torch has loaded no OpenMP runtime whose threads it could share"
     try:
-        # its names become visible to the library, whatever the file is called
+        # RTLD_GLOBAL makes the runtime's names visible to the library, whatever the runtime's file is called
         ctypes.CDLL(runtimes[0], mode=ctypes.RTLD_GLOBAL)
         library = ctypes.CDLL(str(LIBRARY))
         operators = {}
@@ -107,7 +107,7 @@ def missing() -> str | None:
 
 
 def instruction_set() -> str:
-    """The one in use, or why there is none."""
+    """The instruction set in use, or why the library can't be used."""
     return load()[1]
 
 

@@ -26,7 +26,7 @@ def kernel(body: Callable[..., None]) -> KernelInterface[Callable[..., None]]:
 @triton.jit
 def multiple(n, UNIT: tl.constexpr):
     """n, a multiple of UNIT by the launcher's word: its form tells the compiler, which then loads vectors."""
-    # of offsets where they are used, not of strides: those would take registers for as long as a kernel runs
+    # called on offsets where they are used: strides would take registers for as long as a kernel runs
     return n // UNIT * UNIT
 
 
