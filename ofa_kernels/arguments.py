@@ -3,6 +3,7 @@
 import math
 import numbers
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def norm_arguments(
     return weight, eps, offset
 
 
-def real_numbers(name: str, **values: object) -> list[float]:
+def real_numbers(name: str, **values: Any) -> list[float]:
     """The values as floats that a kernel can be given."""
     for argument, value in values.items():
         if not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
@@ -67,14 +68,16 @@ def real_numbers(name: str, **values: object) -> list[float]:
     return [float(value) if isinstance(value, numbers.Real) else value for value in values.values()]
 
 
-def integer(name: str, argument: str, value: object) -> int:
+def integer(name: str, argument: str, value: Any) -> int:
     """The value as an int; a bool, a float or a tensor is refused."""
     if type(value) is int:
         return value
     try:
         if isinstance(value, (bool, Tensor)):
             raise TypeError
-        return value if isinstance(value, torch.SymInt) else operator.index(value)
+        if isinstance(value, torch.SymInt):
+            return value  # pyright: ignore[reportReturnType] - the stubs make it no int, whose place it takes
+        return operator.index(value)
     except TypeError:
         raise TypeError(
             f"{name}: {argument} must be an int, got {value!r} of type {type(value).__name__}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from ofa_kernels import reference
 from ofa_kernels.boundary import matching, ready
 from ofa_kernels.composed import Composed, Operator, first_order, in_forward_mode, legacy_batched
+from ofa_kernels.dtypes import accumulation_dtype
 
 
 def _batch_in_front(info, in_dims, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -48,7 +49,7 @@ class RMSNorm(Operator):
     def backward(ctx, dy):
         if dy is None:
             return (None,) * 6
-        dx, dw = _backward(ctx, *ctx.saved_tensors, dy, None, *ctx.needs_input_grad[:2])
+        dx, dw = _backward(ctx, dy, None, *ctx.needs_input_grad[:2])
         return dx, dw, None, None, None, None
 
     @staticmethod
@@ -95,7 +96,7 @@ class AddRMSNorm(Operator):
         need_x, need_residual, need_dw, *_ = ctx.needs_input_grad
         if dy is None:
             return ds, ds, *(None,) * 5
-        dx, dw = _backward(ctx, *ctx.saved_tensors, dy, ds, need_x or need_residual, need_dw)
+        dx, dw = _backward(ctx, dy, ds, need_x or need_residual, need_dw)
         return dx if need_x else None, dx if need_residual else None, dw, None, None, None, None
 
     @staticmethod
@@ -134,12 +135,12 @@ class LayerNorm(Composed):
 
     @staticmethod
     def formula(options):
-        return lambda *tensors: reference.layer_norm(*tensors, options[0])
+        return lambda x, weight, bias: reference.layer_norm(x, weight, bias, options[0])
 
     @staticmethod
     def forward(x, weight, bias, eps, moments):
-        parameters = [None if t is None else t.to(_common(x, weight, bias)) for t in (weight, bias)]
-        y, *found = torch.native_layer_norm(x.to(_common(x, weight, bias)), weight.shape, *parameters, eps)
+        w, b = [None if t is None else t.to(_common(x, weight, bias)) for t in (weight, bias)]
+        y, *found = torch.native_layer_norm(x.to(_common(x, weight, bias)), weight.shape, w, b, eps)
         moments[:] = found
         return y.to(x.dtype)
 
@@ -150,7 +151,7 @@ class LayerNorm(Composed):
 
     @classmethod
     def backward(cls, ctx, dy):
-        x, weight, bias = ctx.saved_tensors
+        x, weight, bias = saved = ctx.saved_tensors
         if dy is None or not ctx.moments or not first_order() or legacy_batched(dy):
             return super().backward(ctx, dy)
         inputs = [None if t is None else t.to(_common(x, weight, bias)) for t in (dy, x, weight, bias)]
@@ -158,18 +159,19 @@ class LayerNorm(Composed):
         gradients = torch.ops.aten.native_layer_norm_backward(
             *inputs[:2], weight.shape, *ctx.moments, *inputs[2:], wanted
         )
-        like = zip(gradients, (x, weight, bias), strict=True)
+        like = zip(gradients, saved, strict=True)
         return *(None if g is None else g.to(t.dtype) for g, t in like), None, None
 
 
 def _common(x: Tensor, *parameters: Tensor | None) -> torch.dtype:
     """The one type that PyTorch's kernel takes."""
     same = all(t is None or t.dtype == x.dtype for t in parameters)
-    return x.dtype if same else reference.accumulation_dtype(x)
+    return x.dtype if same else accumulation_dtype(x)
 
 
-def _backward(ctx, x, weight, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, Tensor | None]:
-    """(dx + ds, dw), by the kernel alone where nothing watches."""
+def _backward(ctx, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, Tensor | None]:
+    """(dx + ds, dw) for saved (x, weight), by the kernel alone where nothing watches."""
+    x, weight = ctx.saved_tensors
     if first_order():
         kernels = ready(ctx.kernels, x, weight, dy, ds)
         dy, ds = matching(kernels, dy, x), matching(kernels, ds, x)
@@ -244,7 +246,11 @@ class RMSNormJvp(Composed):
     @staticmethod
     def formula(options):
         _, eps, offset = options
-        return lambda *tensors: reference.rms_norm_jvp(*tensors, eps, offset)
+
+        def formula(x, weight, x_dot, weight_dot):
+            return reference.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
+
+        return formula
 
     @staticmethod
     def forward(x, weight, x_dot, weight_dot, kernels, eps, offset):
@@ -256,11 +262,12 @@ class RMSNormJvp(Composed):
     def backward(cls, ctx, dy):
         if dy is None:
             return super().backward(ctx, dy)
-        x, weight, *tangents = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        x, weight, x_dot, weight_dot = ctx.saved_tensors
+        kernels, eps, offset = ctx.options
+        options = kernels, eps, offset, ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         gradients = RMSNormJvpBackward.forward if first_order() else RMSNormJvpBackward.apply
-        dx, dw, dx_dot, dw_dot = gradients(x, weight, dy, *tangents, *ctx.options, *needs)
-        return dx, dw, None if tangents[0] is None else dx_dot, dw_dot, None, None, None
+        dx, dw, dx_dot, dw_dot = gradients(x, weight, dy, x_dot, weight_dot, *options)
+        return dx, dw, None if x_dot is None else dx_dot, dw_dot, None, None, None
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
@@ -278,7 +285,11 @@ class RMSNormBackwardTangent(Composed):
     @staticmethod
     def formula(options):
         _, eps, offset, _ = options
-        return lambda *tensors: reference.rms_norm_backward_tangent(*tensors, eps, offset)
+
+        def formula(x, weight, dy, x_dot, weight_dot, dy_dot):
+            return reference.rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, dy_dot, eps, offset)
+
+        return formula
 
     @staticmethod
     def wanted(options):
@@ -300,14 +311,18 @@ class RMSNormBackwardTangent(Composed):
 
 
 class RMSNormJvpBackward(Composed):
-    """(x, w, dy, ẋ, ẇ) -> gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; those of w and ẇ are None where not needed."""
+    """(x, w, dy, ẋ, ẇ) -> gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; in w and ẇ they are None where not needed."""
 
     n_tensors = 5
 
     @staticmethod
     def formula(options):
         _, eps, offset, *_ = options
-        return lambda *tensors: reference.rms_norm_jvp_backward(*tensors, eps, offset)
+
+        def formula(x, weight, dy, x_dot, weight_dot):
+            return reference.rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset)
+
+        return formula
 
     @staticmethod
     def wanted(options):

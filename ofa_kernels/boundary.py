@@ -5,6 +5,7 @@ over, and who watches may have changed since.
 """
 
 from types import ModuleType
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -36,13 +37,15 @@ def ready(kernels: ModuleType, *tensors: Tensor | None) -> ModuleType:
 
 def _is_memory(t: Tensor) -> bool:
     try:
-        return type(t) in _CLASSES and not t.is_neg() and (t.data_ptr() or _is_freed_or_empty(t))
+        return type(t) in _CLASSES and not t.is_neg() and (t.data_ptr() != 0 or _is_freed_or_empty(t))
     except RuntimeError:
         return False
 
 
 def _is_freed_or_empty(t: Tensor) -> bool:
-    return t.device.type in ("cpu", "cuda") and not (t._is_zerotensor() or torch._is_functional_tensor(t))
+    if t.device.type not in ("cpu", "cuda") or t._is_zerotensor():
+        return False
+    return not torch._is_functional_tensor(t)  # pyright: ignore[reportPrivateImportUsage] - not in the stubs
 
 
 def check_memory(t: Tensor) -> None:
@@ -89,6 +92,14 @@ def at_call(kernels: ModuleType, *tensors: Tensor) -> ModuleType | None:
         if t.layout is not torch.strided:
             raise TypeError(f"tensors must be dense, got one that is {t.layout}; use .to_dense()")
     return None
+
+
+@overload
+def matching(kernels: ModuleType, t: Tensor, like: Tensor) -> Tensor: ...
+
+
+@overload
+def matching(kernels: ModuleType, t: None, like: Tensor) -> None: ...
 
 
 def matching(kernels: ModuleType, t: Tensor | None, like: Tensor) -> Tensor | None:

@@ -1,10 +1,11 @@
-"""Operators whose derivatives are those of a formula, and how a Function meets PyTorch's transforms."""
+"""Operators whose derivatives are composed from a formula, and how a Function meets PyTorch's transforms."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
+from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
@@ -36,7 +37,7 @@ def first_order() -> bool:
 def legacy_batched(*tensors: Tensor | None) -> bool:
     """Whether `autograd.grad(is_grads_batched=True)` is calling, whose vmap knows no Function."""
     for t in tensors:  # noqa: SIM110 - a generator takes as long as the rest of a small norm's backward
-        if t is not None and torch._C._functorch.is_legacy_batchedtensor(t):
+        if t is not None and is_legacy_batchedtensor(t):
             return True
     return False
 
@@ -55,8 +56,9 @@ def in_forward_mode(ctx, rule: Callable, tangents: Sequence[Tensor | None]):
 def _present(
     formula: Callable, tensors: Sequence[Tensor | None], integers: bool = False
 ) -> tuple[Callable, list[Tensor], list[int]]:
-    """The formula as a function of those (real) tensors that are there, these, and where they stand."""
-    places = [i for i, t in enumerate(tensors) if t is not None and (integers or t.is_floating_point())]
+    """The formula of the (real) tensors that are not None, a list of these tensors, and their places."""
+    there = [(i, t) for i, t in enumerate(tensors) if t is not None and (integers or t.is_floating_point())]
+    places = [i for i, _ in there]
 
     def of_present(*present: Tensor):
         arguments = list(tensors)
@@ -64,15 +66,12 @@ def _present(
             arguments[i] = t
         return formula(*arguments)
 
-    return of_present, [tensors[i] for i in places], places
+    return of_present, [t for _, t in there], places
 
 
 def _functionalizing() -> bool:
     """Whether `torch.func.functionalize` is among the transforms: it has no rule for a Function."""
-    for level in torch._C._functorch.get_interpreter_stack():
-        if level.key() == TransformType.Functionalize:
-            return True
-    return False
+    return any(level.key() == TransformType.Functionalize for level in get_interpreter_stack())
 
 
 class Operator(Function):
@@ -89,10 +88,11 @@ class Operator(Function):
         raise NotImplementedError
 
     @classmethod
-    def apply(cls, *arguments):
+    def apply(cls, *arguments) -> Any:
         """As `Function.apply`, but for its look-up of default arguments, which takes longer than a kernel."""
         if not torch._C._are_functorch_transforms_active():
-            return super(Function, cls).apply(*arguments)
+            # the class in C++ that Function is made of, which the stubs leave out
+            return super(Function, cls).apply(*arguments)  # pyright: ignore[reportAttributeAccessIssue]
         if _functionalizing():
             return cls.composed(*arguments)
         return super().apply(*arguments)
@@ -103,16 +103,21 @@ class Operator(Function):
         return cls.formula(arguments[cls.n_tensors :])(*arguments[: cls.n_tensors])
 
 
+def _vjp(fn: Callable, *primals: Tensor) -> tuple[Any, Callable]:
+    """`torch.func.vjp` of a function that has no auxiliary output."""
+    return torch.func.vjp(fn, *primals)  # pyright: ignore[reportReturnType] - typed as if it might have one
+
+
 def jvp_by_pullbacks(fn: Callable, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]):
     """Tangents of fn's outputs, by two backward passes: plain forward AD does not nest."""
-    outputs, pull = torch.func.vjp(fn, *primals)
+    outputs, pull = _vjp(fn, *primals)
     single = isinstance(outputs, Tensor)
 
     def pulled(*cotangents: Tensor):
         return pull(cotangents[0] if single else cotangents)
 
     zeros = tuple(torch.zeros_like(out) for out in ((outputs,) if single else outputs))
-    _, pull_again = torch.func.vjp(pulled, *zeros)  # linear in the cotangents, so its transpose is the jvp
+    _, pull_again = _vjp(pulled, *zeros)  # linear in the cotangents, so its transpose is the jvp
     found = pull_again(tangents)
     return found[0] if single else found
 
@@ -125,7 +130,7 @@ class Composed(Operator):
     """
 
     @classmethod
-    def apply(cls, *arguments):
+    def apply(cls, *arguments) -> Any:
         """As `Operator.apply`; composed where `is_grads_batched` asks, whose vmap knows no Function."""
         if not torch._C._are_functorch_transforms_active():
             if legacy_batched(*arguments[: cls.n_tensors]):
@@ -160,7 +165,7 @@ class Composed(Operator):
         # a level of torch.func that has ended leaves wrappers behind, which the next would take for its own
         tensors, cotangents = unwrap_dead_wrappers(ctx.saved_tensors), unwrap_dead_wrappers(cotangents)
         of_present, present, places = _present(cls.formula(ctx.options), tensors)
-        outputs, pull = torch.func.vjp(of_present, *present)
+        outputs, pull = _vjp(of_present, *present)
         if isinstance(outputs, Tensor):
             pulled = pull(*cotangents)
         else:

@@ -20,9 +20,9 @@ COMPOSED = ("hutchinson_trace", "layer_norm")
 
 @cache
 def _interpreting() -> bool:
-    import triton
+    from triton import knobs
 
-    return bool(triton.knobs.runtime.interpret)
+    return bool(knobs.runtime.interpret)
 
 
 @cache

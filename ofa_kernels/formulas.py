@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ofa_kernels import reference
+from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.reference import Seed
 
 rms_norm_forward = reference.rms_norm
@@ -33,7 +34,7 @@ def rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, dy_dot, eps, off
 
 
 def rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, need_dw, need_dw_dot):
-    """Gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; those of w and ẇ are None where they are not needed."""
+    """Gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; in w and ẇ they are None where they are not needed."""
     dx, dw, dx_dot, dw_dot = reference.rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset)
     return dx, dw if need_dw else None, dx_dot, dw_dot if need_dw_dot else None
 
@@ -41,7 +42,7 @@ def rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, need_dw
 def _signs_like(t: Tensor, ids: Tensor, seed: Seed, layer: int, n_probes: int) -> Tensor:
     """ν [n_probes, rows, D] in the accumulation type."""
     layers = torch.full((1,), layer, device=ids.device)
-    dtype = reference.accumulation_dtype(t)
+    dtype = accumulation_dtype(t)
     return reference.rademacher_signs(t.shape[-1], ids, n_probes, layers, seed, dtype)[0]
 
 

@@ -17,12 +17,15 @@ METHODS = ("jvp", "fd")
 
 @dataclass(frozen=True)
 class TraceEstimate:
-    """A trace per row from N probes.
+    """A trace for every row, estimated from random probes (Hutchinson 1990); `hutchinson_trace` returns it.
+
+    All three are float64 for float64 states, else float32.
 
     Attributes:
-        value: [rows], the mean over probes.
-        stderr: [rows], the standard error of that mean; NaN for a single probe, which can't tell.
-        per_probe: [n_probes, rows].
+        value: [rows], the mean over the probes; differentiable.
+        stderr: [rows], the standard error of that mean, detached; NaN for a single probe, whose spread is
+            not known.
+        per_probe: [n_probes, rows], each probe's own estimate.
     """
 
     value: Tensor
@@ -31,7 +34,7 @@ class TraceEstimate:
 
     @classmethod
     def from_probes(cls, per_probe: Tensor) -> "TraceEstimate":
-        """Mean and standard error of [n_probes, rows]."""
+        """The estimate from the single estimates [n_probes, rows], n_probes at least 1."""
         n = per_probe.shape[0]
         if n > 1:
             stderr = per_probe.detach().std(0) / n**0.5

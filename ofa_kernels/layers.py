@@ -12,6 +12,8 @@ class RMSNorm(nn.Module):
     themselves; this class has no constructor and can't be used alone.
     """
 
+    weight: Tensor
+    variance_epsilon: float
     can_torch_compile = True
     has_backward = True
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ofa_kernels import dispatch
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels.dtypes import accumulation_dtype
 
 NAMESPACE = "ofa_kernels"
 _UINT64 = (1 << 64) - 1
@@ -82,7 +82,11 @@ def _like(t: Tensor) -> Tensor:
 
 def _tangents(t: Tensor, of_x: Tensor | None, x: Tensor, of_weight: Tensor | None = None) -> Tensor:
     """[*K, *t.shape], where of_x is [*K, *x.shape] or of_weight [*K, N]."""
-    sizes = of_weight.shape[:-1] if of_x is None else of_x.shape[: of_x.dim() - x.dim()]
+    if of_x is not None:
+        sizes = of_x.shape[: of_x.dim() - x.dim()]
+    else:
+        assert of_weight is not None  # a call has a tangent of one of the two
+        sizes = of_weight.shape[:-1]
     return t.new_empty((*sizes, *t.shape))
 
 

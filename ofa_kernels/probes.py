@@ -4,6 +4,8 @@ Philox-4x32-10 with key = the 64-bit seed and counter = (column // 128, example 
 the sign of column c is bit c mod 32 of word (c // 32) mod 4. Nothing is stored: a probe is its seed.
 """
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,14 @@ _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133
 _UINT64 = (1 << 64) - 1
 
 
+@overload
+def _int64(value: int) -> int: ...
+
+
+@overload
+def _int64(value: Tensor) -> Tensor: ...
+
+
 def _int64(value: Seed) -> Seed:
     """The lower 64 bits of a Python integer as the signed number that an int64 tensor would hold."""
     return value if isinstance(value, Tensor) else ((value + (1 << 63)) & _UINT64) - (1 << 63)
@@ -37,8 +47,9 @@ def mix(seed: Seed, step: Seed) -> Seed:
     """The 64-bit probe seed of a training step: output number `step` of SplitMix64 (Steele et al. 2014).
 
     Args:
-        seed: the run's; an integer of any size, or an int64 tensor.
-        step: counted from 0; likewise. In a CUDA graph, a tensor that is filled before each replay.
+        seed: the seed of the run; an integer of any size, or an int64 tensor of one element.
+        step: counted from 0; an integer or a tensor likewise. In a CUDA graph, a tensor that is filled before
+            each replay.
 
     Returns:
         An integer from 0 to 2^64 - 1; the same bits as an int64 tensor where one of the two is a tensor.
@@ -96,12 +107,12 @@ def _signs(
     n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: Seed, dtype: torch.dtype
 ) -> Tensor:
     """±1 as [layers, n_probes, examples, n_cols], from the backend that serves the ids' device."""
-    seed, number = _split(checked_seed(seed, example_ids.device))
+    key, number = _split(checked_seed(seed, example_ids.device))
     kernels = kernels_for(example_ids.new_empty(0, dtype=dtype), example_ids)
     options = kernels, n_cols, n_probes, number, dtype
     if kernels is None:
-        return _Signs.formula(options)(example_ids, layers, seed)
-    return _Signs.apply(example_ids, layers, seed, *options)
+        return _Signs.formula(options)(example_ids, layers, key)
+    return _Signs.apply(example_ids, layers, key, *options)
 
 
 def rademacher(
@@ -244,14 +255,14 @@ def probe_dot(t: Tensor, seed: int | Tensor, example_ids: Tensor | None = None, 
     if t.dim() < 2 or t.shape[0] == 0 or t.shape[-1] == 0:
         raise ValueError(f"probe_dot: t must be [n_probes, ..., D] with both >= 1, got {tuple(t.shape)}")
     ids = checked_ids("probe_dot", t.shape[1:-1], example_ids, t.device)
-    seed, number = _split(checked_seed(seed, t.device))
+    key, number = _split(checked_seed(seed, t.device))
     t = t.resolve_neg()  # PyTorch has no views of a negated dual number
     flat, kernels = t.reshape(t.shape[0], ids.numel(), t.shape[-1]), kernels_for(t, ids)
     options = kernels, number, _checked_layer("probe_dot", layer)
     if kernels is None:
-        dots = _ProbeDot.formula(options)(flat, ids, seed)
+        dots = _ProbeDot.formula(options)(flat, ids, key)
     else:
-        dots = (_ProbeDot.apply if differentiated(t) else _ProbeDot.forward)(flat, ids, seed, *options)
+        dots = (_ProbeDot.apply if differentiated(t) else _ProbeDot.forward)(flat, ids, key, *options)
     return dots.reshape(t.shape[:-1])
 
 
@@ -290,13 +301,13 @@ def preconditioned_probes(
     weight, eps, offset = norm_arguments(name, z, weight, eps, offset)
     n_probes, layer = _checked_count(name, n_probes), _checked_layer(name, layer)
     ids = checked_ids(name, z.shape[:-1], example_ids, z.device)
-    seed, number = _split(checked_seed(seed, z.device))
+    key, number = _split(checked_seed(seed, z.device))
     z = z.resolve_neg()  # PyTorch has no views of a negated dual number
     flat, kernels = z.reshape(ids.numel(), z.shape[-1]), kernels_for(z, weight, ids)
     options = kernels, eps, offset, number, n_probes, layer
     if kernels is None:
-        probes = _PreconditionedProbes.formula(options)(flat, weight, ids, seed)
+        probes = _PreconditionedProbes.formula(options)(flat, weight, ids, key)
     else:
         make = _PreconditionedProbes.apply if differentiated(z, weight) else _PreconditionedProbes.forward
-        probes = make(flat, weight, ids, seed, *options)
+        probes = make(flat, weight, ids, key, *options)
     return probes.reshape(n_probes, *z.shape)

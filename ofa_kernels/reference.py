@@ -1,6 +1,7 @@
 """The mathematics in plain PyTorch: the truth that every backend is tested against.
 
-Notation: r = (mean(x²) + eps)^(-1/2), x̂ = r x, w the weight plus offset, g = w dy, c = mean(g x̂).
+Notation: r = (mean(x²) + eps)^(-1/2), x̂ = r x, w the weight plus offset, g = w dy, c = mean(g x̂);
+v, u and h are the tangents ẋ, ẇ and dẏ in the accumulation type, 0 where they are absent.
 float64 inputs are computed in float64, all others in float32. Every function is an ordinary
 differentiable composition, so derivatives of any order are right.
 """
@@ -9,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from ofa_kernels.dtypes import accumulation_dtype
 
 Seed = int | Tensor  # 64 bits: an int from 0, or one int64 element, whose sign is the highest of them
 
@@ -20,23 +23,19 @@ WORDS_PER_CALL = 4
 SIGNS_PER_CALL = 32 * WORDS_PER_CALL
 
 
-def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """The type that x is computed in: float64 for float64, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x̂ and r [..., 1] in the accumulation type."""
     x = x.to(accumulation_dtype(x))
     r = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
     return x * r, r
 
 
-def _mean(t: Tensor) -> Tensor:
+def mean(t: Tensor) -> Tensor:
+    """The mean over the last dimension, which stays as one of size 1."""
     return t.mean(-1, keepdim=True)
 
 
-def _sum_rows(t: Tensor, row_dims: int | None = None) -> Tensor:
+def sum_rows(t: Tensor, row_dims: int | None = None) -> Tensor:
     """Sum over the `row_dims` dimensions before the last; default: all of them."""
     dims = tuple(range(-1 - (t.dim() - 1 if row_dims is None else row_dims), -1))
     return t.sum(dims) if dims else t
@@ -47,8 +46,8 @@ def _to_acc(t: Tensor | None, like: Tensor) -> Tensor | float:
     return 0.0 if t is None else t.to(like.dtype)
 
 
-def _beside_rows(weight_dot: Tensor | None, x_hat: Tensor) -> Tensor | float:
-    """A weight's tangents [*K, N] as [*K, 1, ..., N], to stand beside x's rows."""
+def beside_rows(weight_dot: Tensor | None, x_hat: Tensor) -> Tensor | float:
+    """Tangents of a weight, [*K, N], as [*K, 1, ..., N], so that they broadcast along the rows of x_hat."""
     if weight_dot is None:
         return 0.0
     return weight_dot.to(x_hat.dtype)[(..., *(None,) * (x_hat.dim() - 1), slice(None))]
@@ -60,7 +59,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, roundin
     `hf` rounds where transformers does: LlamaRMSNorm (offset 0) rounds x̂ to x's type before the product,
     GemmaRMSNorm (any other) once, at the end, as `fp32` always does.
     """
-    x_hat, _ = _normalise(x, eps)
+    x_hat, _ = normalise(x, eps)
     if rounding == "hf" and offset == 0:
         return (weight * x_hat.to(x.dtype)).to(x.dtype)
     return ((weight.to(x_hat.dtype) + offset) * x_hat).to(x.dtype)
@@ -77,8 +76,8 @@ def add_rms_norm(
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """y = w x̂ + b, x̂ of x - mean(x) (Ba, Kiros & Hinton 2016); rounded once, at the end."""
     centred = x.to(accumulation_dtype(x))
-    centred = centred - _mean(centred)
-    x_hat, _ = _normalise(centred, eps)
+    centred = centred - mean(centred)
+    x_hat, _ = normalise(centred, eps)
     return (weight.to(x_hat.dtype) * x_hat + _to_acc(bias, x_hat)).to(x.dtype)
 
 
@@ -86,11 +85,11 @@ def rms_norm_backward(
     x: Tensor, weight: Tensor, dy: Tensor, eps: float, offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """dx = r (g - x̂ c) and dw = Σ_rows dy x̂."""
-    x_hat, r = _normalise(x, eps)
+    x_hat, r = normalise(x, eps)
     dy = dy.to(x_hat.dtype)
     g = (weight.to(x_hat.dtype) + offset) * dy
-    dx = r * (g - x_hat * _mean(g * x_hat))
-    return dx.to(x.dtype), _sum_rows(dy * x_hat).to(weight.dtype)
+    dx = r * (g - x_hat * mean(g * x_hat))
+    return dx.to(x.dtype), sum_rows(dy * x_hat).to(weight.dtype)
 
 
 def rms_norm_jvp(
@@ -105,10 +104,10 @@ def rms_norm_jvp(
 
     K tangents share one primal: ẋ is [*K, *x.shape], ẇ [*K, N]; one of them may be absent.
     """
-    x_hat, r = _normalise(x, eps)
-    x_dot, weight_dot = _to_acc(x_dot, x_hat), _beside_rows(weight_dot, x_hat)
-    x_hat_dot = r * (x_dot - x_hat * _mean(x_hat * x_dot))
-    return ((weight.to(x_hat.dtype) + offset) * x_hat_dot + weight_dot * x_hat).to(x.dtype)
+    x_hat, r = normalise(x, eps)
+    v, u = _to_acc(x_dot, x_hat), beside_rows(weight_dot, x_hat)
+    x_hat_dot = r * (v - x_hat * mean(x_hat * v))
+    return ((weight.to(x_hat.dtype) + offset) * x_hat_dot + u * x_hat).to(x.dtype)
 
 
 def rms_norm_jvp_backward(
@@ -125,11 +124,11 @@ def rms_norm_jvp_backward(
     dims = tuple(range(dy.dim() - x.dim()))
     if dims:
         dx, dw = (t.to(accumulation_dtype(x)).sum(dims).to(t.dtype) for t in (dx, dw))
-    x_hat, r = _normalise(x, eps)
+    x_hat, r = normalise(x, eps)
     dy = dy.to(x_hat.dtype)
     g = (weight.to(x_hat.dtype) + offset) * dy
-    dx_dot = r * (g - x_hat * _mean(g * x_hat))
-    dw_dot = _sum_rows(dy * x_hat, x.dim() - 1)
+    dx_dot = r * (g - x_hat * mean(g * x_hat))
+    dw_dot = sum_rows(dy * x_hat, x.dim() - 1)
     return dx, dw, dx_dot.to(x.dtype), dw_dot.to(weight.dtype)
 
 
@@ -148,19 +147,19 @@ def rms_norm_backward_tangent(
     K tangents share one primal: ẋ and dẏ are [*K, *x.shape], ẇ [*K, N], each may be absent; the results are
     [*K, *x.shape] and [*K, N].
     """
-    x_hat, r = _normalise(x, eps)
-    dy, x_dot, dy_dot = (_to_acc(t, x_hat) for t in (dy, x_dot, dy_dot))
-    weight_dot = _beside_rows(weight_dot, x_hat)
+    x_hat, r = normalise(x, eps)
+    dy, v, h = dy.to(x_hat.dtype), _to_acc(x_dot, x_hat), _to_acc(dy_dot, x_hat)
+    u = beside_rows(weight_dot, x_hat)
     w = weight.to(x_hat.dtype) + offset
-    m = _mean(x_hat * x_dot)
-    x_hat_dot = r * (x_dot - x_hat * m)
+    m = mean(x_hat * v)
+    x_hat_dot = r * (v - x_hat * m)
     r_dot = -(r**2) * m
     g = w * dy
-    c = _mean(g * x_hat)
-    g_dot = w * dy_dot + weight_dot * dy
-    c_dot = _mean(g_dot * x_hat + g * x_hat_dot)
+    c = mean(g * x_hat)
+    g_dot = w * h + u * dy
+    c_dot = mean(g_dot * x_hat + g * x_hat_dot)
     dx_dot = r_dot * (g - x_hat * c) + r * (g_dot - x_hat_dot * c - x_hat * c_dot)
-    dw_dot = _sum_rows(dy_dot * x_hat + dy * x_hat_dot, x.dim() - 1)
+    dw_dot = sum_rows(h * x_hat + dy * x_hat_dot, x.dim() - 1)
     return dx_dot.to(x.dtype), dw_dot.to(weight.dtype)
 
 
@@ -168,14 +167,30 @@ def rms_norm_curvature_trace(
     x: Tensor, weight: Tensor, dy: Tensor, eps: float, offset: float = 0.0
 ) -> Tensor:
     """Trace over x of the local curvature ∇²_x ⟨dy, y⟩, per row: -r² c (N + 2 - 3 mean(x̂²))."""
-    x_hat, r = _normalise(x, eps)
-    c = _mean((weight.to(x_hat.dtype) + offset) * dy.to(x_hat.dtype) * x_hat)
-    return (-(r**2) * c * (x.shape[-1] + 2 - 3 * _mean(x_hat**2))).squeeze(-1)
+    x_hat, r = normalise(x, eps)
+    c = mean((weight.to(x_hat.dtype) + offset) * dy.to(x_hat.dtype) * x_hat)
+    return (-(r**2) * c * (x.shape[-1] + 2 - 3 * mean(x_hat**2))).squeeze(-1)
 
 
 def preconditioner(z: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """P = γ / σ(z) with σ = sqrt(mean(z²) + eps), the norm read as a preconditioner (OFA, section 1)."""
-    _, r = _normalise(z, eps)
+    """The diagonal of P = γ / σ(z), the RMSNorm of z read as a preconditioner (OFA, section 1).
+
+    σ(z) = sqrt(mean(z²) + eps), one number a row, so that P z = `rms_norm(z)`. Composed in PyTorch, hence
+    differentiable in z and the weight at every order.
+
+    Args:
+        z: [..., D], one state a row; float64, float32, bfloat16 or float16.
+        weight: [D], the norm's γ, of any of these types, on z's device.
+        eps: added to the mean square.
+        offset: added to the weight (1.0 for Gemma).
+
+    Returns:
+        [..., D], float64 for a float64 z, else float32.
+
+    Raises:
+        RuntimeError: PyTorch's own, where the weight's size or device doesn't fit z.
+    """
+    _, r = normalise(z, eps)
     return (weight.to(r.dtype) + offset) * r
 
 
@@ -183,10 +198,10 @@ def preconditioned_probes_backward(
     z: Tensor, weight: Tensor, signs: Tensor, dp: Tensor, eps: float, offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Gradients in z [rows, D] and weight [D] of ⟨dp, P ν⟩ with ν = signs, dp [n_probes, rows, D]."""
-    z_hat, r = _normalise(z, eps)
+    z_hat, r = normalise(z, eps)
     q = (signs.to(r.dtype) * dp.to(r.dtype)).sum(0)
     w = weight.to(r.dtype) + offset
-    return (-(r**2) * z_hat * _mean(w * q)).to(z.dtype), _sum_rows(q * r).to(weight.dtype)
+    return (-(r**2) * z_hat * mean(w * q)).to(z.dtype), sum_rows(q * r).to(weight.dtype)
 
 
 def jacobian_trace(fn: Callable[[Tensor], Tensor], z: Tensor, diagonal: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 from ofa_kernels import boundary, reference
 from ofa_kernels.arguments import check_tensor
 from ofa_kernels.boundary import ready
 from ofa_kernels.composed import Composed, differentiated, first_order
 from ofa_kernels.dispatch import kernels_for
+from ofa_kernels.dtypes import accumulation_dtype
 
 
 class _StepLengths(Composed):
@@ -34,7 +36,7 @@ class _StepLengths(Composed):
             return super().backward(ctx, dlengths)
         (states,), lengths = ctx.saved_tensors, ctx.lengths
         kernels = ready(ctx.options[0], states, lengths, dlengths)
-        dtype = reference.accumulation_dtype(states)  # hooks on saved tensors may have changed the states'
+        dtype = accumulation_dtype(states)  # hooks on saved tensors may have changed the states'
         return kernels.step_lengths_backward(states, lengths.to(dtype), dlengths.to(dtype)), None
 
 
@@ -49,19 +51,18 @@ def _has_value(t: Tensor) -> bool:
     """Whether it is a number by now, of one call."""
     if torch.compiler.is_compiling() or boundary.tracing() or boundary.dispatch_modes():
         return False
-    while torch._C._functorch.is_functorch_wrapped_tensor(t):
-        if torch._C._functorch.is_batchedtensor(t):
+    while is_functorch_wrapped_tensor(t):
+        if is_batchedtensor(t):
             return False
-        t = torch._C._functorch.get_unwrapped(t)
+        t = get_unwrapped(t)
     return True
 
 
 def _check_lengths(lengths: Tensor) -> None:
     """Refuse steps of nothing among those that are divided by; a GPU is not waited for."""
     if lengths.is_cuda:
-        torch._assert_async(
-            lengths.all(), "step_ratio: two successive states are equal, a ratio divides by 0"
-        )
+        reason = "step_ratio: two successive states are equal, a ratio divides by 0"
+        torch._assert_async(lengths.all(), reason)  # pyright: ignore[reportPrivateImportUsage] - not in the stubs
     elif not lengths.all():
         step, row = (lengths == 0).nonzero()[0].tolist()
         raise ValueError(

@@ -14,8 +14,8 @@
 namespace ofa {
 namespace OFA_ISA {
 
-// Whether r and what it was multiplied with, all sums among them, leave float32 room for their products. Sums
-// that are not finite and those of which something underflowed do not; where all terms are zero, nothing did.
+// Whether r and what it was multiplied with, all sums among them, leave float32 room for their products. A sum
+// that is not finite leaves none, nor does a sum of which a term underflowed; where all terms are zero, none did.
 template <class A>
 inline bool fit(double r, std::initializer_list<double> scalars) {
     if (std::is_same_v<A, double>) return true;

@@ -82,7 +82,7 @@ struct BackwardScalars {
 template <class T, bool NEED_DX, bool NEED_DW, bool ADD>
 static void backward(const ofa_norm_backward& c);
 
-// The same of row i, its share of dw added to own_dw.
+// The backward in double, for row i alone; its share of dw is added to own_dw.
 template <class T, bool NEED_DX, bool NEED_DW, bool ADD>
 [[gnu::noinline, gnu::cold]] static void backward_in_double(const ofa_norm_backward& c, int64_t i, Acc<T>* own_dw) {
     const int64_t n = c.columns;

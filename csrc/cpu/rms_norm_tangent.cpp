@@ -126,7 +126,7 @@ static TangentScalars<A> tangent_scalars(const TangentSums<A>& sums, Primal p, i
 template <class T, bool G_DOT, bool NEED_DW>
 static void backward_tangent(const ofa_norm_backward_tangent& c);
 
-// The same of row i of tangent k, its share of dw_dot added to own_dw.
+// The tangent in double, for row i of tangent k alone; its share of dw_dot is added to own_dw.
 template <class T, bool G_DOT, bool NEED_DW>
 [[gnu::noinline, gnu::cold]] static void backward_tangent_in_double(const ofa_norm_backward_tangent& c, int64_t i,
                                                                     int64_t k, Acc<T>* own_dw) {
@@ -225,7 +225,7 @@ static void backward_tangent(const ofa_norm_backward_tangent& c) {
     for (int64_t k = 0; NEED_DW && k < tangents; ++k) dw_dot.pack(k, c.dw_dot, c.weight_dtype);
 }
 
-// Padded rows that the gradients of one row and tangent are added to; those of weights may be unwanted.
+// Padded rows that the gradients of one row and tangent are added to. dw and dw_dot may be unwanted.
 template <class A>
 struct JvpGradients {
     A *dx, *dw, *dw_dot;
@@ -234,7 +234,7 @@ struct JvpGradients {
 template <class T, bool WEIGHT_DOT>
 static void jvp_backward(const ofa_norm_jvp_backward& c);
 
-// The same of row i of tangent k, its shares added to the sums.
+// jvp_backward in double, for row i of tangent k alone; what it gives is added to the sums.
 template <class T, bool WEIGHT_DOT>
 [[gnu::noinline, gnu::cold]] static void jvp_backward_in_double(const ofa_norm_jvp_backward& c, int64_t i, int64_t k,
                                                                 JvpGradients<Acc<T>> sums) {
@@ -255,8 +255,8 @@ template <class T, bool WEIGHT_DOT>
     add_row<T>(dw_dot, n, sums.dw_dot);
 }
 
-// Gradients of the JVP: in x and w those of backward_tangent with dy_k for dy, summed over k; in x_dot and
-// w_dot those of the norm itself.
+// Gradients of the JVP. In x and w they are what backward_tangent gives with dy_k for dy, summed over k; in x_dot
+// and w_dot they are the gradients of the norm itself.
 template <class T, bool WEIGHT_DOT>
 static void jvp_backward(const ofa_norm_jvp_backward& c) {
     using A = Acc<T>;

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.triton.rms_norm import sum_partials
 
 MIN_BLOCK = 128  # the columns of one Philox call
@@ -18,6 +18,8 @@ RESIDENT_WARPS = 2112  # 16 on each of an H100's 132 multiprocessors
 MAX_PROGRAMS = 528  # adding up their partial sums stays a small part of the work
 VECTOR_BYTES = 16  # the widest load
 WHOLE, BLOCKS = ("row",), ("sums", "apply")  # stages; row.py says what they are
+# kernels without a plan: 16 values a thread; reductions loop over such blocks, the rest takes one a program
+PLAIN_BLOCK, PLAIN_WARPS = 1024, 2
 PARTIALS_BLOCK = (32, 64)  # partial sums by columns: 16 values a thread, and many programs for short rows
 
 
@@ -134,7 +136,10 @@ def unit_of(n_cols: int, *rows: Tensor | None) -> int:
             if not t.is_contiguous():  # the quicker question; where it is, strides are multiples of n_cols
                 for stride in t.stride()[:-1]:
                     counts |= stride
-    return 1 if addresses % VECTOR_BYTES else common_unit(counts, rows[0].element_size())
+    if addresses % VECTOR_BYTES:
+        return 1
+    assert rows[0] is not None  # the others may be absent
+    return common_unit(counts, rows[0].element_size())
 
 
 @lru_cache(maxsize=4096)

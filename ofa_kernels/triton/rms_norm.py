@@ -90,7 +90,8 @@ def rms_norm_backward(
 
     b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
     b_dw = tl.zeros([BLOCK_N], dtype=ACC)
-    for i in tl.range(i_program, n_rows, n_programs, num_stages=PIPELINE):
+    # Python can't iterate over it, Triton's compiler does
+    for i in tl.range(i_program, n_rows, n_programs, num_stages=PIPELINE):  # pyright: ignore[reportGeneralTypeIssues]
         i_row = tl.cast(i, tl.int64)
         p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
         b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]

@@ -6,25 +6,27 @@ one a program, and its kernel is launched twice: STAGE "sums" leaves every block
 """
 
 import inspect
+from collections.abc import Callable
 
 import triton
 import triton.language as tl
+from triton.runtime.jit import KernelInterface
 
 
-def kernel(body):
+def kernel(body: Callable[..., None]) -> KernelInterface[Callable[..., None]]:
     """`triton.jit` with no integer specialised: what a build may assume of sizes and strides is its UNIT.
 
     Specialised, an integer of 1 would be no tensor, and one more multiple of 16 one more build.
     """
     parameters = inspect.signature(body).parameters.items()
     integers = [n for n, p in parameters if p.annotation is not tl.constexpr and not n.endswith("_ptr")]
-    return triton.jit(body, do_not_specialize=integers)
+    return triton.jit(do_not_specialize=integers)(body)
 
 
 @triton.jit
 def multiple(n, UNIT: tl.constexpr):
     """n, a multiple of UNIT by the launcher's word: its form tells the compiler, which then loads vectors."""
-    # of offsets where they are used, not of strides: those would take registers for as long as a kernel runs
+    # called on offsets where they are used: strides would take registers for as long as a kernel runs
     return n // UNIT * UNIT
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from ofa_kernels import reference
+from ofa_kernels.dtypes import accumulation_dtype
 
 EPS = 1e-6
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -32,7 +33,7 @@ def steps_apart(a, b):
 
 def assert_within(got, truth, scale, x, *roundings, sums=1, terms=0):
     """The error is at most what the roundings, `sums` sums along x's rows and one of `terms` explain."""
-    acc = reference.accumulation_dtype(x)
+    acc = accumulation_dtype(x)
     exact = 2 if acc == F64 else 1  # the truth itself is rounded, too
     relative = 1 + exact * (sums * (CHAIN + x.shape[-1] / PANEL) + terms) * unit(acc)
     for dtype in roundings:
@@ -55,9 +56,9 @@ def magnitudes(x, weight, offset=0.0, dy=None, x_dot=None, weight_dot=None, dy_d
     x, dy, x_dot, dy_dot = (
         torch.zeros(()) if t is None else t.double().abs() for t in (x, dy, x_dot, dy_dot)
     )
-    mean, (x_hat, r) = reference._mean, reference._normalise(x, EPS)
+    mean, (x_hat, r) = reference.mean, reference.normalise(x, EPS)
     w = (weight.double() + offset).abs()
-    weight_dot = reference._beside_rows(None if weight_dot is None else weight_dot.abs(), x_hat)
+    weight_dot = reference.beside_rows(None if weight_dot is None else weight_dot.abs(), x_hat)
     g, m = w * dy, mean(x_hat * x_dot)
     c, x_hat_dot = mean(g * x_hat), r * (x_dot + x_hat * m)
     g_dot = w * dy_dot + weight_dot * dy

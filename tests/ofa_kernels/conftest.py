@@ -14,7 +14,7 @@ def device(request):
     of_cpu = request.node.name.partition("[")[2].startswith(("native", "reference"))
     if torch.cuda.is_available():
         yield "cuda"
-    elif of_cpu or request.node.get_closest_marker("host") or request.path.name.startswith("test_native"):
+    elif of_cpu or request.node.get_closest_marker("host") or request.path.parent.name == "native":
         yield "cpu"
     else:
         with fake_gpu():

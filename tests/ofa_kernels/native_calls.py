@@ -2,7 +2,8 @@
 
 import torch
 
-from ofa_kernels import native, reference
+from ofa_kernels import native
+from ofa_kernels.dtypes import accumulation_dtype
 from tests.ofa_kernels.bounds import BF16, EPS, F32
 
 SEED, LAYER, OFFSET = 2**63 + 5, 7, 1.0
@@ -43,7 +44,7 @@ CALLS = {
 
 def arguments(name, rows=3, columns=70, tangents=3, types=(F32, F32)):
     """Fresh tensors for the call, by name."""
-    acc = reference.accumulation_dtype(torch.empty(0, dtype=types[0]))
+    acc = accumulation_dtype(torch.empty(0, dtype=types[0]))
     shapes = {
         **dict.fromkeys(("x", "residual", "dy", "ds"), ((rows, columns), types[0])),
         **dict.fromkeys(("x_dot", "dy_dot"), ((tangents, rows, columns), types[0])),

@@ -61,8 +61,8 @@ def probes_backward(kernels, x, weight, dy_dot):
     got = kernels.preconditioned_probes_backward(x, weight, dy_dot, EPS, 0.0, SEED, ids_of(x), LAYER)
     z, w, dp = doubles(x, weight, dy_dot)
     truth = reference.preconditioned_probes_backward(z, w, signs(z), dp, EPS)
-    (z_hat, r), q = reference._normalise(z, EPS), dp.abs().sum(0)
-    scales = r**2 * z_hat.abs() * reference._mean(w.abs() * q), (q * r).sum(0)
+    (z_hat, r), q = reference.normalise(z, EPS), dp.abs().sum(0)
+    scales = r**2 * z_hat.abs() * reference.mean(w.abs() * q), (q * r).sum(0)
     yield from zip(got, truth, scales, (3, 2), strict=True)
 
 

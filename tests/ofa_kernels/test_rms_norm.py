@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ofa_kernels import reference, rms_norm
+from ofa_kernels.dtypes import accumulation_dtype
 from tests.ofa_kernels.bounds import steps_apart
 
 pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
@@ -36,7 +37,7 @@ def rounding_unit(dtype, backend):
 
 def sum_unit(x, n_terms):
     """The relative error of a sum in the accumulation type and of the few operations around it."""
-    return (n_terms**0.5 + 8) * torch.finfo(reference.accumulation_dtype(x)).eps
+    return (n_terms**0.5 + 8) * torch.finfo(accumulation_dtype(x)).eps
 
 
 def worst(got, truth, scale, tolerance):
@@ -56,12 +57,12 @@ def check_parity(x, weight, dy, backend, offset=0.0, rounding="hf"):
 
     with torch.no_grad():
         x64, w64, dy64 = x.double(), weight.double() + offset, dy.double()
-        x_hat, r = reference._normalise(x64, EPS)
+        x_hat, r = reference.normalise(x64, EPS)
         g = w64 * dy64
         truth = reference.rms_norm(x64, w64, EPS)
         true_dx, true_dw = reference.rms_norm_backward(x64, w64, dy64, EPS)
         dx_scale = r * (g.abs() + x_hat.abs() * (g * x_hat).abs().mean(-1, keepdim=True))
-        dw_scale = reference._sum_rows((dy64 * x_hat).abs())
+        dw_scale = reference.sum_rows((dy64 * x_hat).abs())
 
     u_x, u_w = (rounding_unit(t.dtype, backend) for t in (x, weight))
     s, rows = sum_unit(x, x.shape[-1]), x.numel() // x.shape[-1]

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from ofa_kernels import reference
+from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.triton import launch, plan
 
 EPS, SEED, LAYER = 1e-6, (1 << 64) - 5, 7
@@ -43,7 +44,7 @@ def check(got, truth, scale, like, factors=1, terms=0):
     `scale` is what cancels in the result, `like` an x, and `terms` how many rows were added up.
     """
     assert got.shape == truth.shape
-    eps = torch.finfo(reference.accumulation_dtype(like)).eps
+    eps = torch.finfo(accumulation_dtype(like)).eps
     sums = factors * (like.shape[-1] ** 0.5 + 8) + terms**0.5
     finfo = torch.finfo(got.dtype)
     subnormal = 8 * finfo.smallest_normal * finfo.eps  # an absolute step
@@ -64,11 +65,11 @@ class Scales:
 
     def __init__(self, x, w, dy, x_dot, w_dot, dy_dot, offset):
         x, w, dy, x_dot, w_dot, dy_dot = double(x, w, dy, x_dot, w_dot, dy_dot)
-        x_hat, r = (t.abs() for t in reference._normalise(x, EPS))
-        mean = reference._mean
+        x_hat, r = (t.abs() for t in reference.normalise(x, EPS))
+        mean = reference.mean
         w = (w + offset).abs()
         dy, x_dot, dy_dot = (0 * x_hat if t is None else t.abs() for t in (dy, x_dot, dy_dot))
-        w_dot = reference._beside_rows(None if w_dot is None else w_dot.abs(), x_hat)
+        w_dot = reference.beside_rows(None if w_dot is None else w_dot.abs(), x_hat)
         m, c = mean(x_hat * x_dot), mean(w * dy * x_hat)
         x_hat_dot = r * (x_dot + x_hat * m)
         g_dot = w * dy_dot + w_dot * dy
@@ -83,11 +84,11 @@ class Scales:
 
 def over_rows(t, x):
     """The sum over x's rows, with any tangents before them kept."""
-    return reference._sum_rows(t, x.dim() - 1)
+    return reference.sum_rows(t, x.dim() - 1)
 
 
 def over_all(t):
-    return reference._sum_rows(t)
+    return reference.sum_rows(t)
 
 
 def check_forward(x, w, offset, rounding, residual=None):

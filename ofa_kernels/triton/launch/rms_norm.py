@@ -1,41 +1,13 @@
-"""The calls that allocate and launch: RMSNorm at first order here, the rest by its own module."""
+"""The calls that allocate and launch RMSNorm at first order."""
+
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from ofa_kernels.triton import plan
 from ofa_kernels.triton import rms_norm as kernels
-from ofa_kernels.triton.launch_probes import (
-    preconditioned_probes,
-    preconditioned_probes_backward,
-    probe_dot,
-    probe_scale,
-    rademacher,
-    step_lengths,
-    step_lengths_backward,
-)
-from ofa_kernels.triton.launch_tangent import (
-    rms_norm_backward_tangent,
-    rms_norm_jvp,
-    rms_norm_jvp_backward,
-)
 from ofa_kernels.triton.plan import BACKWARD, FORWARD, acc, as_rows, dense_like, partials_like, unit_of
-
-__all__ = [
-    "add_rms_norm_forward",
-    "preconditioned_probes",
-    "preconditioned_probes_backward",
-    "probe_dot",
-    "probe_scale",
-    "rademacher",
-    "rms_norm_backward",
-    "rms_norm_backward_tangent",
-    "rms_norm_forward",
-    "rms_norm_jvp",
-    "rms_norm_jvp_backward",
-    "step_lengths",
-    "step_lengths_backward",
-]
 
 
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float, offset: float, rounding: str) -> Tensor:
@@ -50,7 +22,21 @@ def add_rms_norm_forward(
     return _forward(x, residual, weight, eps, offset, rounding)
 
 
-def _forward(x, residual, weight, eps, offset, rounding):
+@overload
+def _forward(
+    x: Tensor, residual: None, weight: Tensor, eps: float, offset: float, rounding: str
+) -> tuple[Tensor, None]: ...
+
+
+@overload
+def _forward(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float, rounding: str
+) -> tuple[Tensor, Tensor]: ...
+
+
+def _forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset: float, rounding: str
+) -> tuple[Tensor, Tensor | None]:
     n_cols = x.shape[-1]
     n_rows = x.numel() // n_cols
     y = dense_like(x)
@@ -69,7 +55,7 @@ def _forward(x, residual, weight, eps, offset, rounding):
             y,
             p.scratch(x, n_rows, 1),
             rows.stride()[0],
-            0 if residual is None else residual_rows.stride()[0],
+            0 if residual_rows is None else residual_rows.stride()[0],
             n_cols,
             EPS=eps,
             OFFSET=offset,
@@ -113,7 +99,7 @@ def rms_norm_backward(
         p.scratch(x, n_rows, 2),
         rows.stride()[0],
         dy_rows.stride()[0],
-        0 if ds is None else ds_rows.stride()[0],
+        0 if ds_rows is None else ds_rows.stride()[0],
         n_rows,
         n_cols,
         EPS=eps,
@@ -121,4 +107,4 @@ def rms_norm_backward(
         ACC=acc(x),
         PIPELINE=p.pipeline,
     )
-    return dx, p.finish(partials, weight.dtype) if need_dw else None
+    return dx, None if partials is None else p.finish(partials, weight.dtype)

@@ -1,12 +1,15 @@
-"""The calls that allocate and launch the probes' kernels and the step lengths."""
+"""The calls that allocate and launch the kernels of the probes."""
 
 import torch
 from torch import Tensor
 
-from ofa_kernels.reference import Seed, accumulation_dtype
-from ofa_kernels.triton import plan, step_ratio
+from ofa_kernels.dtypes import accumulation_dtype
+from ofa_kernels.reference import Seed
+from ofa_kernels.triton import plan
 from ofa_kernels.triton import probes as kernels
 from ofa_kernels.triton.plan import (
+    PLAIN_BLOCK,
+    PLAIN_WARPS,
     PROBES,
     PROBES_BACKWARD,
     acc,
@@ -18,19 +21,17 @@ from ofa_kernels.triton.plan import (
     unit_of,
 )
 
-BLOCK, WARPS = 1024, 2  # 16 values a thread; reductions loop over such blocks, the rest takes one a program
 
-
-def _signed_word(value: int) -> int:
+def signed_word(value: int) -> int:
     """The lower 32 bits as an int32: with an unsigned one, Triton would pass the larger half as int64."""
     return ((value + 0x80000000) & 0xFFFFFFFF) - 0x80000000
 
 
-def _words(seed: Seed) -> tuple[Tensor | None, int, int]:
+def words(seed: Seed) -> tuple[Tensor | None, int, int]:
     """(the seed where it is in memory, low word, high word)."""
     if isinstance(seed, Tensor):
         return seed, 0, 0
-    return None, _signed_word(seed), _signed_word(seed >> 32)
+    return None, signed_word(seed), signed_word(seed >> 32)
 
 
 def rademacher(
@@ -41,17 +42,17 @@ def rademacher(
     out = example_ids.new_empty((n_layers, n_probes, n_examples, n_cols), dtype=dtype)
     if out.numel():
         with on(out):
-            kernels.rademacher[n_layers * n_probes * n_examples, cdiv(n_cols, BLOCK)](
+            kernels.rademacher[n_layers * n_probes * n_examples, cdiv(n_cols, PLAIN_BLOCK)](
                 out,
                 layers.contiguous(),
                 example_ids.contiguous(),
-                *_words(seed),
+                *words(seed),
                 n_probes,
                 n_examples,
                 n_cols,
-                BLOCK_N=BLOCK,
+                BLOCK_N=PLAIN_BLOCK,
                 UNIT=unit_of(n_cols, out),
-                num_warps=WARPS,
+                num_warps=PLAIN_WARPS,
             )
     return out
 
@@ -81,8 +82,8 @@ def preconditioned_probes(
             out,
             p.scratch(z, n_rows, 1),
             z.stride(0),
-            *_words(seed),
-            _signed_word(layer),
+            *words(seed),
+            signed_word(layer),
             n_rows,
             n_probes,
             n_cols,
@@ -124,8 +125,8 @@ def preconditioned_probes_backward(
         z.stride(0),
         dp.stride(0),
         dp.stride(1),
-        *_words(seed),
-        _signed_word(layer),
+        *words(seed),
+        signed_word(layer),
         n_rows,
         n_probes,
         n_cols,
@@ -149,14 +150,14 @@ def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
                 out,
                 t.stride(0),
                 t.stride(1),
-                *_words(seed),
-                _signed_word(layer),
+                *words(seed),
+                signed_word(layer),
                 n_rows,
                 n_cols,
                 ACC=acc(t),
-                BLOCK_N=BLOCK,
+                BLOCK_N=PLAIN_BLOCK,
                 UNIT=unit_of(n_cols, t),
-                num_warps=WARPS,
+                num_warps=PLAIN_WARPS,
             )
     return out
 
@@ -169,64 +170,17 @@ def probe_scale(
     out = scale.new_empty((n_probes, n_rows, n_cols), dtype=dtype)
     if out.numel():
         with on(out):
-            kernels.probe_scale[n_probes * n_rows, cdiv(n_cols, BLOCK)](
+            kernels.probe_scale[n_probes * n_rows, cdiv(n_cols, PLAIN_BLOCK)](
                 scale.contiguous(),
                 example_ids.contiguous(),
                 out,
-                *_words(seed),
-                _signed_word(layer),
+                *words(seed),
+                signed_word(layer),
                 n_rows,
                 n_cols,
                 ACC=acc(out),
-                BLOCK_N=BLOCK,
+                BLOCK_N=PLAIN_BLOCK,
                 UNIT=unit_of(n_cols, out),
-                num_warps=WARPS,
-            )
-    return out
-
-
-def step_lengths(states: Tensor) -> Tensor:
-    """‖Z_t - Z_{t-1}‖ as [T, B] in the accumulation type, for states [T+1, B, D]."""
-    n_states, n_rows, n_cols = states.shape
-    out = states.new_empty((n_states - 1, n_rows), dtype=accumulation_dtype(states))
-    if out.numel():
-        states = as_rows(states, n_states, n_rows)
-        with on(states):
-            step_ratio.step_lengths[(out.numel(),)](
-                states,
-                out,
-                states.stride(0),
-                states.stride(1),
-                n_rows,
-                n_cols,
-                ACC=acc(states),
-                BLOCK_N=BLOCK,
-                UNIT=unit_of(n_cols, states),
-                num_warps=WARPS,
-            )
-    return out
-
-
-def step_lengths_backward(states: Tensor, lengths: Tensor, dlengths: Tensor) -> Tensor:
-    """The gradient of ⟨dlengths, `step_lengths`⟩ in the states; zero where a length is."""
-    n_states, n_rows, n_cols = states.shape
-    out = dense_like(states)
-    if out.numel():
-        states = as_rows(states, n_states, n_rows)
-        with on(states):
-            step_ratio.step_lengths_backward[n_rows, cdiv(n_cols, BLOCK)](
-                states,
-                lengths.contiguous(),
-                dlengths.contiguous(),
-                out,
-                states.stride(0),
-                states.stride(1),
-                n_states - 1,
-                n_rows,
-                n_cols,
-                ACC=acc(states),
-                BLOCK_N=BLOCK,
-                UNIT=unit_of(n_cols, states),
-                num_warps=2 * WARPS,  # with half as many, ptxas of Triton 3.6 spills for sm_100
+                num_warps=PLAIN_WARPS,
             )
     return out

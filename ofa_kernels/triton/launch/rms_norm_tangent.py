@@ -1,6 +1,7 @@
 """The calls that allocate and launch RMSNorm's derivatives along K tangents, which lead the sizes as *K."""
 
 import math
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -8,6 +9,14 @@ from torch import Tensor
 from ofa_kernels.triton import plan
 from ofa_kernels.triton import rms_norm_tangent as kernels
 from ofa_kernels.triton.plan import JVP, TANGENT, acc, as_rows, dense_like, partials_like, unit_of
+
+
+@overload
+def _tangents(t: Tensor, *sizes: int) -> tuple[Tensor, tuple[int, ...]]: ...
+
+
+@overload
+def _tangents(t: Tensor | None, *sizes: int) -> tuple[Tensor | None, tuple[int, ...]]: ...
 
 
 def _tangents(t: Tensor | None, *sizes: int) -> tuple[Tensor | None, tuple[int, ...]]:
@@ -24,7 +33,11 @@ def rms_norm_jvp(
     """y_dot [*K, *x.shape] for x_dot [*K, *x.shape] and weight_dot [*K, N], one of which may be None."""
     n_cols = x.shape[-1]
     n_rows = x.numel() // n_cols
-    k_shape = weight_dot.shape[:-1] if x_dot is None else x_dot.shape[: x_dot.dim() - x.dim()]
+    if x_dot is not None:
+        k_shape = x_dot.shape[: x_dot.dim() - x.dim()]
+    else:
+        assert weight_dot is not None  # a call has a tangent of one of the two
+        k_shape = weight_dot.shape[:-1]
     n_tangents = math.prod(k_shape)
     y_dot = x.new_empty((*k_shape, *x.shape))
     if y_dot.numel():
@@ -109,7 +122,7 @@ def rms_norm_backward_tangent(
         OFFSET=offset,
         ACC=acc(x),
     )
-    return dx_dot, p.finish(partials, weight.dtype) if need_dw else None
+    return dx_dot, None if partials is None else p.finish(partials, weight.dtype)
 
 
 def rms_norm_jvp_backward(
@@ -168,5 +181,6 @@ def rms_norm_jvp_backward(
         OFFSET=offset,
         ACC=acc(x),
     )
-    dw = p.finish(dw_partials, weight.dtype) if need_dw else None
-    return dx, dw, dx_dot, p.finish(dw_dot_partials, weight.dtype) if need_dw_dot else None
+    dw = None if dw_partials is None else p.finish(dw_partials, weight.dtype)
+    dw_dot = None if dw_dot_partials is None else p.finish(dw_dot_partials, weight.dtype)
+    return dx, dw, dx_dot, dw_dot

@@ -31,7 +31,7 @@ def one_sign(*shape):
 def weight_gradients(name, rows):
     """Each sum over rows of an operator, and its float64 truth."""
     x, dy, w = one_sign(rows, COLUMNS), one_sign(rows, COLUMNS), one_sign(COLUMNS)
-    x_hat, r = reference._normalise(x.double(), EPS)
+    x_hat, r = reference.normalise(x.double(), EPS)
     dys = dy.expand(2, rows, COLUMNS)
     if name == "rms_norm_backward":
         yield native.rms_norm_backward(x, w, dy, None, EPS, 0.0, True, True)[1], (dy * x_hat).sum(0)

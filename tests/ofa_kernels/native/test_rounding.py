@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ofa_kernels import native, reference
+from ofa_kernels.dtypes import accumulation_dtype
 from tests.ofa_kernels.bounds import BF16, EPS, F16, F32, TYPES, type_names
 from tests.ofa_kernels.native_calls import CALLS, SEED, arguments, results, same_bits
 
@@ -55,7 +56,7 @@ def test_reciprocal_root_is_right_to_one_unit_in_the_last_place(dtype, rows):
 def test_rounding_is_that_of_transformers(types, offset):
     # sums of a few small integers are exact in any order, so the root is known to the bit
     x, weight = torch.randint(-9, 10, (64, 256)).to(types[0]), torch.randn(256).to(types[1])
-    acc = reference.accumulation_dtype(x)
+    acc = accumulation_dtype(x)
     means = x.double().pow(2).sum(1, keepdim=True) / 256 + EPS
     r = means.apply_(lambda mean: 1 / math.sqrt(mean)).to(acc)  # torch's own may be off by a bit
     x_hat = x.to(acc) * r

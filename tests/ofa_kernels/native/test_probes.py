@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ofa_kernels import native, reference
+from ofa_kernels.dtypes import accumulation_dtype
 from tests.ofa_kernels.bounds import (
     BF16,
     EPS,
@@ -105,9 +106,9 @@ def test_parity_of_their_backward(set_threads, types, size, offset):
     call = doubles(z, weight, signs, dp)
     truth = reference.preconditioned_probes_backward(*call, EPS, offset)
     # the same with every term positive: q = sum |dp|
-    z_hat, r = reference._normalise(z.double(), EPS)
+    z_hat, r = reference.normalise(z.double(), EPS)
     q, w = dp.double().abs().sum(0), (weight.double() + offset).abs()
-    dz_scale = r**2 * z_hat.abs() * reference._mean(w * q)
+    dz_scale = r**2 * z_hat.abs() * reference.mean(w * q)
     assert (dz.dtype, dw.dtype) == types
     assert_within(dz, truth[0], dz_scale, z, z.dtype, sums=3, terms=n_probes)
     assert_within(dw, truth[1], (q * r).sum(0), z, weight.dtype, terms=n_probes + len(z))
@@ -118,14 +119,14 @@ def test_parity_of_their_backward(set_threads, types, size, offset):
 def test_parity_of_probe_dot(dtype, size):
     t = torch.randn(2, 3, size).to(dtype)
     got = native.probe_dot(t, SEED, IDS, LAYER)
-    assert got.dtype == reference.accumulation_dtype(t)
+    assert got.dtype == accumulation_dtype(t)
     assert_within(got, (t.double() * sign_bits(size, 2)).sum(-1), t.double().abs().sum(-1), t, got.dtype)
 
 
 @sizes
 @dtypes
 def test_probe_scale_is_exact(dtype, size):
-    scale = torch.randn(2, 3, dtype=reference.accumulation_dtype(torch.empty(0, dtype=dtype)))
+    scale = torch.randn(2, 3, dtype=accumulation_dtype(torch.empty(0, dtype=dtype)))
     got = native.probe_scale(scale, size, SEED, IDS, LAYER, dtype)
     assert torch.equal(got, (scale[..., None] * sign_bits(size, 2, scale.dtype)).to(dtype))
 
@@ -143,7 +144,7 @@ def test_parity_of_step_lengths(dtype, size):
     states = walk(4, size, dtype)
     lengths = native.step_lengths(states)
     truth = reference.step_lengths(states.double())
-    assert lengths.dtype == reference.accumulation_dtype(states)
+    assert lengths.dtype == accumulation_dtype(states)
     assert not lengths[1].any()
     assert_within(lengths, truth, truth, states, lengths.dtype)
 

@@ -1,99 +1,51 @@
-"""The CPU kernels of `csrc`: finds and loads the library, and calls its C interface with torch's tensors.
+"""The calls of the CPU kernels of `csrc`: each hands torch's tensors to one function of the C interface.
 
-The library is built without an OpenMP runtime of its own and takes the one that torch has loaded, so there is
-one pool of threads; a second one that spins against torch's would halve the speed of both.
+`library.py` finds and loads the library; whether it is there and what it uses can be asked here too.
 """
 
-import ctypes
-import struct
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from ofa_kernels.reference import Seed, accumulation_dtype
+from ofa_kernels.dtypes import accumulation_dtype
+from ofa_kernels.native.library import (
+    DTYPES,
+    LIBRARY,
+    description,
+    instruction_set,
+    load,
+    missing,
+    openmp_runtimes,
+)
+from ofa_kernels.reference import Seed
 
-LIBRARY = Path(__file__).with_name("_native.so")
-BUILD_LOG = Path(__file__).with_name("_native.log")
-OPENMP_RUNTIMES = ("libgomp", "libiomp", "libomp")
-DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-
-# the members of each struct of csrc/include/ofa.h: q an integer or a pointer, d a double, Q the seed
-_CALLS = {
-    "norm_forward": "6q2d7q",
-    "norm_backward": "5q2d9q",
-    "norm_jvp": "6q2d8q",
-    "norm_backward_tangent": "6q2d14q",
-    "norm_jvp_backward": "6q2d14q",
-    "rademacher": "6qQ3q",
-    "preconditioned_probes": "6qQq2d5q",
-    "preconditioned_probes_backward": "6qQq2d9q",
-    "probe_dot": "5qQ6q",
-    "probe_scale": "5qQ4q",
-    "step_lengths": "5q4q",
-    "step_lengths_backward": "5q6q",
-}
-
-
-@cache
-def openmp_runtimes() -> tuple[str, ...]:
-    """The files of the OpenMP runtimes in this process, torch's own first; others may have brought theirs."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return ()
-    files = {line.split(maxsplit=5)[5] for line in lines if line.count("/")}
-    found = (f for f in files if Path(f).name.startswith(OPENMP_RUNTIMES))
-    own = str(Path(torch.__file__).parent)
-    return tuple(sorted(found, key=lambda f: (not f.startswith(own), f)))
-
-
-@cache
-def _load() -> tuple[dict, str]:
-    """The library's operators and its instruction set, or none and why."""
-    if not LIBRARY.exists():
-        if BUILD_LOG.exists():
-            return {}, f"not built; the compiler's message is in {BUILD_LOG}"
-        return {}, "not built; run `pip install -e .` with a C++17 compiler on PATH"
-    runtimes = openmp_runtimes()
-    if not runtimes:
-        return {}, "torch has loaded no OpenMP runtime whose threads it could share"
-    try:
-        # its names become visible to the library, whatever the file is called
-        ctypes.CDLL(runtimes[0], mode=ctypes.RTLD_GLOBAL)
-        library = ctypes.CDLL(str(LIBRARY))
-        operators = {}
-        for name, members in _CALLS.items():
-            function = getattr(library, f"ofa_run_{name}")
-            function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int
-            operators[name] = function, struct.Struct(f"@{members}").pack
-        library.ofa_instruction_set.restype = ctypes.c_char_p
-    except (OSError, AttributeError) as error:
-        return {}, f"does not load: {error}"
-    return operators, library.ofa_instruction_set().decode()
-
-
-def missing() -> str | None:
-    """Why the library can't be used, or None."""
-    operators, reason = _load()
-    return None if operators else reason
-
-
-def instruction_set() -> str:
-    """The one in use, or why there is none."""
-    return _load()[1]
-
-
-def description() -> str:
-    """The instruction set in use, and a warning where a second OpenMP runtime may compete."""
-    runtimes = openmp_runtimes()
-    several = f"; {len(runtimes)} OpenMP runtimes are loaded: {', '.join(runtimes)}" if runtimes[1:] else ""
-    return instruction_set() + several
+__all__ = [
+    "DTYPES",
+    "LIBRARY",
+    "add_rms_norm_forward",
+    "description",
+    "instruction_set",
+    "missing",
+    "openmp_runtimes",
+    "preconditioned_probes",
+    "preconditioned_probes_backward",
+    "probe_dot",
+    "probe_scale",
+    "rademacher",
+    "rms_norm_backward",
+    "rms_norm_backward_tangent",
+    "rms_norm_forward",
+    "rms_norm_jvp",
+    "rms_norm_jvp_backward",
+    "step_lengths",
+    "step_lengths_backward",
+]
 
 
 def _call(name: str, *members) -> None:
-    function, pack = _load()[0][name]
+    function, pack = load()[0][name]
     if function(pack(*members)):
         raise MemoryError(f"ofa_kernels: no memory for the scratch space of {name}")
 
@@ -103,6 +55,14 @@ def _rows(x: Tensor) -> Tensor:
     if x.dim() != 2:
         x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+@overload
+def _stacked(t: Tensor, rows: Tensor) -> tuple[Tensor, int, int, int]: ...
+
+
+@overload
+def _stacked(t: Tensor | None, rows: Tensor) -> tuple[Tensor | None, int, int, int]: ...
 
 
 def _stacked(t: Tensor | None, rows: Tensor) -> tuple[Tensor | None, int, int, int]:
@@ -116,7 +76,10 @@ def _stacked(t: Tensor | None, rows: Tensor) -> tuple[Tensor | None, int, int, i
 
 def _leading(x: Tensor, x_like: Tensor | None, weight_dot: Tensor | None) -> torch.Size:
     """The tangents' dimensions *K."""
-    return x_like.shape[: x_like.dim() - x.dim()] if x_like is not None else weight_dot.shape[:-1]
+    if x_like is not None:
+        return x_like.shape[: x_like.dim() - x.dim()]
+    assert weight_dot is not None  # a call has a tangent of one of the two
+    return weight_dot.shape[:-1]
 
 
 def _pointer(t: Tensor | None) -> int:
@@ -132,13 +95,15 @@ def _like(t: Tensor) -> Tensor:
     return torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
-def _empty(shape: torch.Size, like: Tensor) -> Tensor:
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(shape)  # as torch.empty, but deaf to a default device
 
 
 def _bits(seed: Seed) -> int:
     """The seed as an unsigned number; a tensor is the host's, so nothing waits."""
-    return seed if isinstance(seed, int) else seed.item() & 0xFFFFFFFFFFFFFFFF
+    if isinstance(seed, int):
+        return seed
+    return seed.item() & 0xFFFFFFFFFFFFFFFF  # pyright: ignore[reportOperatorIssue] - of int64 it is an int
 
 
 def _head(x: Tensor, weight: Tensor, rows: Tensor) -> tuple[int, ...]:

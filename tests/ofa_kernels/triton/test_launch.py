@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from ofa_kernels import reference
-from ofa_kernels.triton import launch, launch_probes, plan
+from ofa_kernels.dtypes import accumulation_dtype
+from ofa_kernels.triton import launch, plan
 from tests.ofa_kernels.bounds import steps_apart
 from tests.ofa_kernels.triton_checks import (
     BF16,
@@ -57,7 +58,7 @@ def test_forward(device, stages, types, size):
 def test_hf_rounds_where_llama_does_and_gemma_does_not(device):
     x = draw(device, F32, 4, 129)
     x, w = (x + 0.1 * x.sign()).half(), draw(device, F16, 129)  # so that no x̂ is subnormal
-    x_hat, _ = reference._normalise(x.double(), EPS)
+    x_hat, _ = reference.normalise(x.double(), EPS)
     late, early = (w.double() * x_hat).half(), (w.double() * x_hat.half().double()).half()
     gemma = ((w.double() + 1) * x_hat).half()
     assert (steps_apart(early, late) > 0).sum() > 50
@@ -238,7 +239,7 @@ def test_rstd_is_within_one_ulp(device, size):
     x[:, 0] = 1
     weight = torch.ones(size, device=device)
     rstd = launch.rms_norm_forward(x, weight, EPS, 0.0, "fp32")[:, 0]
-    truth = reference._normalise(x.double(), EPS)[1][:, 0]
+    truth = reference.normalise(x.double(), EPS)[1][:, 0]
     ulp = torch.exp2(torch.floor(torch.log2(truth)) - 23)
     assert ((rstd.double() - truth).abs() <= ulp).all()
 
@@ -291,10 +292,10 @@ def test_probes(device, stages, types, size):
 
     dz, dw = launch.preconditioned_probes_backward(z, w, dp, EPS, 1.0, SEED, ids, LAYER)
     true_dz, true_dw = reference.preconditioned_probes_backward(z64, w64, signs, dp64, EPS, 1.0)
-    z_hat, r = reference._normalise(z64, EPS)
+    z_hat, r = reference.normalise(z64, EPS)
     q = dp64.abs().sum(0)
     assert (dz.dtype, dw.dtype) == (z.dtype, w.dtype)
-    check(dz, true_dz, r**2 * z_hat.abs() * reference._mean((w64 + 1).abs() * q), z, 5, terms=3)
+    check(dz, true_dz, r**2 * z_hat.abs() * reference.mean((w64 + 1).abs() * q), z, 5, terms=3)
     check(dw, true_dw, over_all(r * q), z, factors=1, terms=15)
 
 
@@ -304,7 +305,7 @@ def test_probe_dot_and_scale(device, dtype):
     for size in (3, 129, 1500):
         t, signs = draw(device, dtype, 3, 5, size), signs_of(size, 3, ids)
         dot = launch.probe_dot(t, SEED, ids, LAYER)
-        assert dot.dtype == reference.accumulation_dtype(t)
+        assert dot.dtype == accumulation_dtype(t)
         check(dot, (t.double() * signs).sum(-1), t.double().abs().sum(-1), t)
         scaled = launch.probe_scale(dot, size, SEED, ids, LAYER, dtype)
         truth = dot.double()[..., None] * signs
@@ -324,9 +325,9 @@ def test_signs_of_any_seed(device, seed):
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**63, SEED])
 def test_words_of_any_seed_are_int32_so_that_one_build_serves_all(seed):
-    _, low, high = launch_probes._words(seed)
+    _, low, high = launch.probes.words(seed)
     assert (high % 2**32 << 32) + low % 2**32 == seed
-    assert all(-(2**31) <= word < 2**31 for word in (low, high, launch_probes._signed_word(-LAYER)))
+    assert all(-(2**31) <= word < 2**31 for word in (low, high, launch.probes.signed_word(-LAYER)))
 
 
 def test_rows_too_long_for_registers(device):

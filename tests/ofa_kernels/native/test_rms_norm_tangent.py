@@ -68,7 +68,7 @@ def check_backward_tangent(leading, shape, types, offset):
         dx_dot, dw_dot = native.rms_norm_backward_tangent(*call, EPS, offset, True)
         truth = reference.rms_norm_backward_tangent(*doubles(*call), EPS, offset)
         scale = magnitudes(x, weight, offset, dy, x_dot, weight_dot, dy_dot)
-        dw_scale = reference._sum_rows(scale.dw_dot, x.dim() - 1)
+        dw_scale = reference.sum_rows(scale.dw_dot, x.dim() - 1)
         assert (dx_dot.dtype, dw_dot.dtype) == types
         assert_within(dx_dot, truth[0].expand(dx_dot.shape), scale.dx_dot, x, x.dtype, sums=6)
         assert_within(dw_dot, truth[1].expand(dw_dot.shape), dw_scale, x, types[1], sums=3, terms=rows)
@@ -85,7 +85,7 @@ def check_jvp_backward(leading, shape, types, offset):
         got = native.rms_norm_jvp_backward(x, weight, dy, *directions, EPS, offset, True, True)
         truth = reference.rms_norm_jvp_backward(*doubles(x, weight, dy, *directions), EPS, offset)
         scale = magnitudes(x, weight, offset, dy, *directions)
-        per_tangent = (reference._sum_rows(t, x.dim() - 1) for t in (scale.dw_dot, scale.dw))
+        per_tangent = (reference.sum_rows(t, x.dim() - 1) for t in (scale.dw_dot, scale.dw))
         dx_scale = scale.dx_dot.expand(dy.shape)
         dw_scale, dw_dot_scale = (t.expand(*leading, shape[-1]) for t in per_tangent)
         if over_k:

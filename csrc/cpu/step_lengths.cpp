@@ -28,7 +28,7 @@ static void lengths(const ofa_step_lengths& c) {
 template <class T>
 static void lengths_backward(const ofa_step_lengths_backward& c);
 
-// The same of the state at `t` of one example, from those beside it.
+// The gradient in double, for state `t` of example `b` alone; it needs the states before and after.
 template <class T>
 [[gnu::noinline, gnu::cold]] static void lengths_backward_in_double(const ofa_step_lengths_backward& c, int64_t t,
                                                                     int64_t b) {
