@@ -26,7 +26,7 @@ NEW = ["Two hours of people shouting.", "Sharp writing and a perfect cast."]
 
 def main(arguments: list[str] | None = None) -> list[str]:
     """Learn from the file and label `NEW`; the labels are printed and returned."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Learn from a CSV file, then label new texts.")
     parser.add_argument("file", nargs="?", type=Path, help="default: six reviews")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a name, a folder or a hub id")
     parser.add_argument("--epochs", type=int, default=30)

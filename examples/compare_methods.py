@@ -29,7 +29,7 @@ ROWS = [{"text": text, "label": label} for label, texts in TEXTS.items() for tex
 
 def main(arguments: list[str] | None = None) -> list[dict]:
     """Run what is missing, print the tables, return the finished cells."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compare methods on your own rows.")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a name, a folder or a hub id")
     parser.add_argument("--methods", default="zero-shot,icl,ln-tuning,ofa")
     parser.add_argument("--seeds", type=int, default=2, help="draws of the shots")

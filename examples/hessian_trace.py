@@ -14,11 +14,12 @@ import torch
 from torch.func import grad, hessian, vmap
 
 import ofa_kernels as ok
+from ofa_kernels.hutchinson import TraceEstimate
 
 
-def main(arguments: list[str] | None = None) -> tuple[ok.hutchinson.TraceEstimate, torch.Tensor]:
+def main(arguments: list[str] | None = None) -> tuple[TraceEstimate, torch.Tensor]:
     """Print and return the estimates [rows] and the exact traces [rows]."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="The trace of a Hessian, with its error bar.")
     parser.add_argument("--probes", type=int, default=256, help="more probes, smaller error bars")
     parser.add_argument("--width", type=int, default=32)
     options = parser.parse_args(arguments)

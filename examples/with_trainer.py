@@ -24,7 +24,7 @@ SHOTS = [
 
 def main(arguments: list[str] | None = None) -> ofa.OFATrainer:
     """Train and save the adapter; the trainer prints the loss and its terms at every step."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train with transformers' Trainer.")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a name, a folder or a hub id")
     parser.add_argument("--out", default="adapters/trained", help="the adapter's folder")
     parser.add_argument("--epochs", type=int, default=10)

@@ -1,8 +1,8 @@
 """Every file of examples/ runs, offline, on a tiny random model."""
 
 import csv
-import importlib.util
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,9 @@ from tests.ofa.conftest import build_llama, tokenizer  # noqa: F401
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def example(name):
-    spec = importlib.util.spec_from_file_location(f"examples.{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def run(name, *arguments):
+    """What the example's `main` returns."""
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](list(arguments))
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def test_an_example_is_short_and_says_how_to_run_it(path):
 
 
 def test_classify_csv(model_folder, capsys):
-    labels = example("classify_csv").main(["--model", model_folder, "--epochs", "1"])
+    labels = run("classify_csv", "--model", model_folder, "--epochs", "1")
     assert len(labels) == 2 and set(labels) <= {"negative", "positive"}
     assert "Two hours of people shouting." in capsys.readouterr().out
 
@@ -53,15 +51,13 @@ def test_classify_csv_learns_from_the_file_that_it_is_given(model_folder, tmp_pa
     rows = [("text", "label"), ("Come at noon.", "plan"), ("It rained.", "report")] * 2
     with (tmp_path / "mine.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([rows[0], *(row for row in rows if row[0] != "text")])
-    labels = example("classify_csv").main(
-        [str(tmp_path / "mine.csv"), "--model", model_folder, "--epochs", "1"]
-    )
+    labels = run("classify_csv", str(tmp_path / "mine.csv"), "--model", model_folder, "--epochs", "1")
     assert set(labels) <= {"plan", "report"}
 
 
 def test_with_trainer(model_folder, tmp_path):
     out = tmp_path / "trained"
-    trainer = example("with_trainer").main(["--model", model_folder, "--out", str(out), "--epochs", "2"])
+    trainer = run("with_trainer", "--model", model_folder, "--out", str(out), "--epochs", "2")
     steps = [line for line in trainer.state.log_history if "loss" in line]
     assert len(steps) == 4
     assert all({"cross_entropy", "step_ratio", "sharpness"} <= line.keys() for line in steps)
@@ -74,18 +70,18 @@ def test_with_trainer(model_folder, tmp_path):
 
 
 def test_hessian_trace():
-    estimate, exact = example("hessian_trace").main(["--probes", "64", "--width", "8"])
+    estimate, exact = run("hessian_trace", "--probes", "64", "--width", "8")
     assert estimate.value.shape == exact.shape == (5,)
     assert ((estimate.value - exact).abs() < 4 * estimate.stderr).all()
-    finer, _ = example("hessian_trace").main(["--probes", "4096", "--width", "8"])
+    finer, _ = run("hessian_trace", "--probes", "4096", "--width", "8")
     assert (finer.stderr < estimate.stderr / 5).all()
 
 
 def test_compare_methods_runs_each_cell_once(model_folder, tmp_path):
     out = tmp_path / "comparison"
     arguments = ["--model", model_folder, "--out", str(out), "--max-steps", "1", "--seeds", "1"]
-    rows = example("compare_methods").main(arguments)
+    rows = run("compare_methods", *arguments)
     assert [row["method"] for row in rows] == ["zero-shot", "icl", "ln-tuning", "ofa"]
-    assert example("compare_methods").main(arguments) == rows
+    assert run("compare_methods", *arguments) == rows
     lines = (out / "cells.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows

@@ -41,7 +41,7 @@ def test_the_example_of_ofa_kernels(capsys):
         mean_square = row.pow(2).mean() + 1e-6
         return torch.tanh(gamma * row / mean_square.sqrt()).sum()
 
-    hessians = torch.stack([torch.autograd.functional.hessian(loss, row) for row in x])
+    hessians = torch.func.vmap(torch.func.hessian(loss))(x)
     exact = hessians.diagonal(dim1=-2, dim2=-1).sum(-1)
     assert ((trace.value - exact).abs() < 5 * trace.stderr).all()
     assert "rms_norm" in capsys.readouterr().out
