@@ -2,8 +2,11 @@ import csv
 import io
 import math
 import statistics
+import subprocess
+import sys
 
 import pytest
+from matplotlib.text import Text
 from rich.console import Console
 
 from ofa.compare import plots
@@ -135,28 +138,37 @@ def test_files_are_written(tmp_path):
         assert [float(line["accuracy"]) for line in csv.DictReader(file)] == [r["accuracy"] for r in ROWS]
 
 
+def recorded(monkeypatch):
+    """The figures that are saved from here on."""
+    figures, save = [], plots.Figure.savefig
+    monkeypatch.setattr(
+        plots.Figure,
+        "savefig",
+        lambda figure, *args, **kwargs: figures.append(figure) or save(figure, *args, **kwargs),
+    )
+    return figures
+
+
 def test_plots_name_every_point_inside_the_frame_and_equal_points_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots.plt, "close", lambda figure: None)
+    figures = recorded(monkeypatch)
     equal = [{**r, "method": "label-anchor"} for r in of("ofa")]
     plots.plot_comparison([*ROWS, *equal, row("lora", "a", 0, 0.6)], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    figure = plots.plt.gcf()
+    (figure,) = figures
     figure.canvas.draw()  # the file has more dots an inch
     for axis in figure.axes[1:]:
         assert [text.get_text() for text in axis.texts] == ["ln-tuning", "ofa\nlabel-anchor", "lora"]
         frame = axis.get_window_extent()
         assert all(text.get_window_extent().x1 < frame.x1 for text in axis.texts)
         assert axis.get_ylim()[1] - axis.get_ylim()[0] >= plots.MIN_SPAN
-    monkeypatch.undo()
-    plots.plt.close(figure)
 
 
 def test_plots_number_points_where_names_are_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots.plt, "close", lambda figure: None)
+    figures = recorded(monkeypatch)
     others = [f"{LONG}+batch_size={i}" for i in range(10)]
     rows = [*ROWS, *(row(name, "a", 0, 0.6 + i / 100) for i, name in enumerate(others))]
     plots.plot_comparison(rows, tmp_path / "plot.png")
-    figure = plots.plt.gcf()
+    (figure,) = figures
     figure.canvas.draw()
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
@@ -167,5 +179,55 @@ def test_plots_number_points_where_names_are_long(tmp_path, monkeypatch):
     inside, page = legend.get_window_extent(), figure.bbox
     assert page.x0 <= inside.x0 and inside.x1 <= page.x1 and inside.y1 <= page.y1
     assert all(axis.get_window_extent().y1 < inside.y0 for axis in figure.axes)
-    monkeypatch.undo()
-    plots.plt.close(figure)
+
+
+def test_accuracy_and_time_are_means_over_the_cells_that_all_methods_have(tmp_path, monkeypatch):
+    figures = recorded(monkeypatch)
+    only_first = {**row("ia3", "a", 0, 0.9), "seconds_fit": 40.0}
+    free = [{**row("zero-shot", task, 0, 0.5), "seconds_fit": 0.0} for task in ("a", "b")]
+    plots.plot_accuracy_time({"left": [*ROWS, only_first], "right": [*ROWS, *free]}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    (figure,) = figures
+    shown = [{text.get_text(): text.xy for text in axis.texts} for axis in figure.axes]
+    left = {"ln-tuning": (2.0, 0.70), "ofa": (2.0, 0.72), "ia3": (40.0, 0.9)}
+    right = {"ln-tuning": (2.0, 0.60), "ofa": (2.0, 0.62), "zero-shot": (plots.NO_TRAINING, 0.5)}
+    assert shown == [
+        {name: pytest.approx(point) for name, point in left.items()},
+        {name: pytest.approx(point) for name, point in right.items()},
+    ]
+    assert [axis.get_title() for axis in figure.axes] == [
+        "left\nmeans of 1 task x 1 draw",
+        "right\nmeans of 2 tasks x 1 draw",
+    ]
+    assert figure.axes[0].get_xscale() == figure.axes[1].get_xscale() == "log"
+
+
+def test_names_of_close_points_do_not_overlap_nor_leave_the_frame(tmp_path, monkeypatch):
+    figures = recorded(monkeypatch)
+    rows = [row(name, "a", 0, accuracy) for name, accuracy in (("lora", 0.7), ("ofa", 0.701), ("i2cl", 0.3))]
+    rows.append({**row("label-anchor", "a", 0, 0.699), "seconds_fit": 900.0})
+    plots.plot_accuracy_time({"all": [*rows, {**rows[0], "method": "ia3"}]}, tmp_path / "plot.png")
+    (figure,) = figures
+    figure.set_dpi(150)  # as in the file
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in axis.texts}  # without their lines
+    assert set(boxes) == {"ofa", "lora, ia3", "label-anchor", "i2cl"}
+    frame = axis.get_window_extent()
+    assert all(frame.x0 < box.x0 and box.x1 < frame.x1 for box in boxes.values())
+    assert not any(a.overlaps(b) for a in boxes.values() for b in boxes.values() if a is not b)
+
+
+def test_methods_without_a_common_cell_are_not_drawn_together(tmp_path):
+    with pytest.raises(ValueError, match=r"every method has finished: all"):
+        plots.plot_accuracy_time({"all": [*ROWS, row("icl", "c", 0, 0.9)]}, tmp_path / "plot.png")
+    assert not (tmp_path / "plot.png").exists()
+
+
+def test_drawing_leaves_the_callers_pyplot_alone(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from ofa.compare.plots import plot_accuracy_time; "
+        f"plot_accuracy_time({{'all': {of('ofa')!r}}}, Path({str(tmp_path / 'plot.png')!r})); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
