@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels import accumulation_dtype
 
 # what fills a label that is shorter than others, as in PyTorch's cross-entropy
 IGNORED = -100

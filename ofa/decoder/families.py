@@ -7,7 +7,7 @@ from enum import Enum
 from torch import Tensor, nn
 
 from ofa.decoder.norms import GemmaRMSNorm, LayerNorm, Olmo2RMSNorm, RMSNorm, RMSNormFunction, epsilon
-from ofa_kernels.reference import preconditioner
+from ofa_kernels import preconditioner
 
 
 class Role(Enum):

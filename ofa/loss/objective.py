@@ -15,7 +15,7 @@ from ofa.loss.sharpness import layer_sharpness
 from ofa.passes.fast import StackedPass, stacked_pass, why_not_stacked
 from ofa.passes.layer import Probes
 from ofa.passes.own_layers import TokenStates, token_states
-from ofa_kernels.probes import mix
+from ofa_kernels import mix
 
 
 class Term(NamedTuple):

@@ -16,7 +16,7 @@ from ofa.data.words import columns_of, cross_entropy, label_places
 from ofa.decoder.patch import patch_model
 from ofa.decoder.view import Decoder
 from ofa.passes.packing import check_batch
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels import accumulation_dtype
 
 EPS = 1e-3
 

@@ -14,7 +14,7 @@ from ofa.passes.fast import stacked_pass, why_not_stacked
 from ofa.passes.hf_attention import ONE_QUERY
 from ofa.passes.layer import Probes
 from ofa.passes.own_layers import TokenStates, attention_implementation, cache_argument, token_states
-from ofa_kernels.hutchinson import TraceEstimate
+from ofa_kernels import TraceEstimate
 
 
 class _EarlierTokens:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ofa.decoder.view import capped
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels import accumulation_dtype
 
 # beyond it the weights [B, heads, S, S] take more memory than the states do
 WRITTEN_OUT_TOKENS = 128

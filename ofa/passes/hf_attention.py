@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ofa.decoder.view import capped
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels import accumulation_dtype
 
 ONE_QUERY = "ofa_one_query"
 SOFT_CAPPED = "ofa_soft_capped"

@@ -20,7 +20,7 @@ from ofa.decoder.norms import RMSNormFunction
 from ofa.decoder.view import Decoder
 from ofa.passes.attention import KeyValues, Tangents, causal, one_query
 from ofa.passes.packing import Packing
-from ofa_kernels.reference import Seed, accumulation_dtype
+from ofa_kernels import Seed, accumulation_dtype
 
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
 

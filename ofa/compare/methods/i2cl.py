@@ -13,7 +13,7 @@ from ofa.config import Schedule
 from ofa.data.batch import pad
 from ofa.decoder.view import Decoder
 from ofa.passes.own_layers import token_states
-from ofa_kernels.reference import accumulation_dtype
+from ofa_kernels import accumulation_dtype
 
 INIT = (0.1, 1.0)  # of the context vector, of the output itself
 NOISE = 1e-3
