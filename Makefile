@@ -44,14 +44,14 @@ $(OLDEST_TRITON): | $(READY)
 	mv $@.part $@
 
 aot: $(READY) $(OLDEST_TRITON)  ## compile every Triton kernel for three architectures: no spills, 128-bit loads
-	$(BIN)/python -m benchmarks.aot --write benchmarks/aot.md
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.aot --write benchmarks/aot-3.6.0.md
+	$(BIN)/python -m tools.aot --write tools/aot.md
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tools.aot --write tools/aot-3.6.0.md
 
 sanitize: $(READY)  ## run the C++ kernels, fuzzed and from Python, under the address and UB sanitizers
-	$(BIN)/python -m benchmarks.sanitize
+	$(BIN)/python -m tools.sanitize
 
 copies: $(READY)  ## time every operator beside a copy, eager PyTorch and torch.compile, taking turns
-	$(BIN)/python -m benchmarks.copies
+	$(BIN)/python -m benchmarks.cpu
 
 roofline: $(READY)  ## print what each kernel has to move, and how long that takes on H100, H200 and this CPU
 	$(BIN)/python -m benchmarks.roofline

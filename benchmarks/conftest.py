@@ -10,10 +10,10 @@ from functools import lru_cache
 import pytest
 import torch
 
-from benchmarks import allocator, measure, norms
-from benchmarks.cases import Case
-from benchmarks.problem import Problem
-from benchmarks.truth import expected
+from benchmarks.harness import allocator, contenders, measure
+from benchmarks.harness.case import Case
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.truth import expected
 from ofa_kernels.dispatch import kernels_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,10 +42,12 @@ def pytest_generate_tests(metafunc):
     module, runs = metafunc.module, []
     smoke = metafunc.config.getoption("benchmark_disable")
     for case in module.CASES:
-        left_out = {norms.KERNELS_ALONE, norms.OURS} | ({norms.LIGER} if DEVICE == "cpu" else set())
+        left_out = {contenders.KERNELS_ALONE, contenders.OURS} | (
+            {contenders.LIGER} if DEVICE == "cpu" else set()
+        )
         labels = dict.fromkeys((measure.COPY, measure.full_rate(case), *case.makers))
         labels = [label for label in labels if label not in left_out]
-        labels += [f"{norms.OURS}, {backend}" for backend in BACKENDS]
+        labels += [f"{contenders.OURS}, {backend}" for backend in BACKENDS]
         for rows, columns in module.SHAPES[: 1 if smoke else None]:
             for dtype in DTYPES:
                 size = rows, columns, dtype, case.k
@@ -61,9 +63,9 @@ def pytest_generate_tests(metafunc):
 # the contenders of a case at one size follow each other and share its tensors
 @lru_cache(maxsize=1)
 def _problem(case: Case, size: tuple):
-    problem = Problem(*size, device=DEVICE)
+    inputs = Inputs(*size, device=DEVICE)
     with torch.no_grad():
-        return problem, expected(problem, case.truth)
+        return inputs, expected(inputs, case.truth)
 
 
 def _waiting(call: Callable[[], object]) -> Callable[[], object]:
@@ -80,26 +82,26 @@ def time_contender(benchmark, monkeypatch) -> Callable[[Case, tuple, str], None]
     """Finds a contender right against float64, then times it."""
 
     def time(case: Case, size: tuple, label: str) -> None:
-        problem, truth = _problem(case, size)
-        maker, _, backend = label.partition(f"{norms.OURS}, ")
-        copies, moved = measure.copies_of(case, problem)
+        inputs, truth = _problem(case, size)
+        maker, _, backend = label.partition(f"{contenders.OURS}, ")
+        copies, moved = measure.copies_of(case, inputs)
         with torch.set_grad_enabled(case.recorded):
             if label in copies:
                 call, bytes_moved = copies[label], moved[label]
             else:
                 if backend:
-                    maker = norms.OURS
+                    maker = contenders.OURS
                     monkeypatch.setenv("OFA_BACKEND", backend)
                 try:
-                    kernels = kernels_for(problem.x.detach())
+                    kernels = kernels_for(inputs.x.detach())
                 except RuntimeError as reason:  # the backend can't run here
                     pytest.skip(str(reason))
                 try:
-                    call = measure.checked_call(case, maker, problem, kernels, truth)
-                except norms.UnavailableError as reason:
+                    call = measure.checked_call(case, maker, inputs, kernels, truth)
+                except contenders.UnavailableError as reason:
                     pytest.skip(str(reason))
-                bytes_moved = measure.bytes_of(case, problem)
-            benchmark.group = f"{case.name}, {problem.rows} x {problem.columns}, {problem.dtype_name}"
+                bytes_moved = measure.bytes_of(case, inputs)
+            benchmark.group = f"{case.name}, {inputs.rows} x {inputs.columns}, {inputs.dtype_name}"
             benchmark.extra_info.update(
                 label=label,
                 baseline=label == case.eager,
@@ -107,7 +109,7 @@ def time_contender(benchmark, monkeypatch) -> Callable[[Case, tuple, str], None]
                 bytes=bytes_moved,
             )
             # a round of a small tensor is repeated until it takes about as long as one of the largest
-            iterations = max(1, ELEMENTS_A_ROUND // (problem.x.numel() * problem.k))
+            iterations = max(1, ELEMENTS_A_ROUND // (inputs.x.numel() * inputs.k))
             benchmark.pedantic(_waiting(call), rounds=7, warmup_rounds=2, iterations=iterations)
 
     return time

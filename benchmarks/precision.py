@@ -18,8 +18,8 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 import ofa
-from benchmarks import machine
-from benchmarks.table import to_markdown, to_rich
+from benchmarks.harness import machine
+from benchmarks.harness.tables import to_markdown, to_rich
 from ofa.data import datasets as catalog
 from ofa.data.batch import pad
 from ofa.data.draws import draw_shots

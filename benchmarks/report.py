@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import table
-from benchmarks.table import seconds
+from benchmarks.harness import tables
+from benchmarks.harness.tables import seconds
 
 HEADER = ("", "median", "IQR", "time / baseline", "GB/s", "% of copy")
 
@@ -83,7 +83,7 @@ def to_markdown(data: dict) -> str:
     """All tables as Markdown."""
     lines = [machine(data), ""]
     for group, rows in groups(data).items():
-        lines += table.to_markdown(group, HEADER, rows)
+        lines += tables.to_markdown(group, HEADER, rows)
     return "\n".join(lines)
 
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     console.print(machine(data), highlight=False)
     for group, rows in groups(data).items():
-        console.print(table.to_rich(group, HEADER, rows))
+        console.print(tables.to_rich(group, HEADER, rows))
     return 0
 
 

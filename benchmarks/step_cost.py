@@ -28,9 +28,9 @@ from rich.progress import track
 from torch import nn
 
 import ofa
-from benchmarks import machine
 from benchmarks.authors_step import authors_loss, frozen_gammas
-from benchmarks.table import seconds, to_markdown, to_rich
+from benchmarks.harness import machine
+from benchmarks.harness.tables import seconds, to_markdown, to_rich
 from ofa.data import datasets as catalog
 from ofa.data.batch import pad
 from ofa.data.draws import draw_shots
@@ -128,7 +128,7 @@ def batches(task: str, data: Path, tokenizer) -> dict[str, Batch]:
     return found
 
 
-def alternate(steps: dict[str, Step], batch: Batch, rounds: int, title: str) -> dict[str, list[float]]:
+def interleave(steps: dict[str, Step], batch: Batch, rounds: int, title: str) -> dict[str, list[float]]:
     """Seconds a step, in turns, after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in track(range(rounds + 1), description=title, console=Console(stderr=True), transient=True):
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
         type_name = str(dtype).removeprefix("torch.")
         steps = {name: make_step(name, load(options.model, dtype)) for name in CONTENDERS}
         for title, batch in sized.items():
-            times = alternate(steps, batch, options.rounds, f"{title}, {type_name}")
+            times = interleave(steps, batch, options.rounds, f"{title}, {type_name}")
             record["steps"][f"{title}, {type_name}"] = times
             show(f"step, {title}, {type_name}", HEADER, rows_of(times))
         del steps

@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.gpu import runner
 from benchmarks.gpu.report import DATA, TEXT, Record
 from benchmarks.gpu.section import SECTIONS, Section, Task, chosen
-from benchmarks.table import to_rich
+from benchmarks.harness.tables import to_rich
 
 RESULTS = runner.ROOT / "benchmarks" / "results"
 MINUTES = 9.5

@@ -141,9 +141,9 @@ def _compile_all(lines: Iterable[str], folder: str, title: str) -> int:
 
 def benchmark_launches() -> dict[str, None]:
     """The builds of the headline shapes and of the sweep."""
-    from benchmarks.aot_cases import intercept
     from benchmarks.gpu import headline, sweep
     from benchmarks.gpu.launches import line_of
+    from tools.aot_cases import intercept
 
     calls = (*headline.launches(), *sweep.launches())
     return dict.fromkeys(line_of(*launched) for call in calls for launched in intercept(call))

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from benchmarks.alternate import Pace
+from benchmarks.harness.interleave import Pace
 
 HOLD_CYCLES = 1_000_000  # about half a millisecond
 SHARE_OF_L2 = 2  # rotated inputs are so many times as large as the cache
@@ -70,7 +70,7 @@ class Card:
         return graph.replay
 
     def clock(self, call: Callable[[], object], iterations: int) -> float:
-        """Seconds of device time a call; `alternate.Pace` takes it as its clock."""
+        """Seconds of device time a call; `interleave.Pace` takes it as its clock."""
         start, end = self.event(), self.event()
         self.synchronize()
         self.hold()

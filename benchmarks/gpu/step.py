@@ -18,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import ofa
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.section import Rows, Table, Task
-from benchmarks.measure import first_line
+from benchmarks.harness.measure import first_line
+from benchmarks.harness.tables import seconds
 from benchmarks.step_cost import AUTHORS, CE, CONFIGS, OFA_1, OFA_8, PEFT, make_loss, make_step, trained
-from benchmarks.table import seconds
 from ofa.passes.packing import packed
 
 LLAMA_8B = {

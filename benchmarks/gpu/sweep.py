@@ -13,16 +13,17 @@ from unittest import mock
 
 import torch
 
-from benchmarks import norms
-from benchmarks.alternate import alternate
-from benchmarks.cases import BACKWARD, FORWARD, Case
+from benchmarks.cases.rms_norm import BACKWARD, FORWARD
+from benchmarks.cases.tangents import JVP, tangents
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.headline import COPY, DTYPE, KERNELS, copy, remember
 from benchmarks.gpu.section import Rows, Table, Task
-from benchmarks.measure import bytes_of, fault, first_line
-from benchmarks.problem import Problem
-from benchmarks.tangent_cases import JVP, tangents
-from benchmarks.truth import Expected, expected
+from benchmarks.harness import contenders
+from benchmarks.harness.case import Case
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.interleave import interleave
+from benchmarks.harness.measure import bytes_of, fault, first_line
+from benchmarks.harness.truth import Expected, expected
 
 K = 4  # tangents: enough to fill the kernel's loop; 16 take four times as long
 TANGENTS = tangents(K, with_dy=True)
@@ -158,8 +159,8 @@ def launches() -> Iterator[Callable[[], object]]:
 
     for residency, columns in items():
         case = CASES[residency][0]
-        call = case.makers[norms.KERNELS_ALONE](
-            Problem(rows_of(columns), columns, DTYPE, case.k, "meta"), launch
+        call = case.makers[contenders.KERNELS_ALONE](
+            Inputs(rows_of(columns), columns, DTYPE, case.k, "meta"), launch
         )
         for choice in choices(residency, columns):
 
@@ -181,16 +182,14 @@ def items() -> list[tuple[str, int]]:
     ]
 
 
-def _replay(
-    card: Card, case: Case, call: Callable[[], object], problem: Problem, truth: Expected
-) -> Callable:
+def _replay(card: Card, case: Case, call: Callable[[], object], inputs: Inputs, truth: Expected) -> Callable:
     try:
-        wrong = fault(case, norms.KERNELS_ALONE, call, problem, truth)
+        wrong = fault(case, contenders.KERNELS_ALONE, call, inputs, truth)
         replay = card.graph(call)
     except Exception as error:  # more registers or shared memory than there are: that is an answer
-        raise norms.UnavailableError(first_line(error)) from error
+        raise contenders.UnavailableError(first_line(error)) from error
     if wrong:
-        raise norms.UnavailableError(wrong)
+        raise contenders.UnavailableError(wrong)
     return replay
 
 
@@ -199,18 +198,18 @@ def measure(card: Card, residency: str, columns: int, n_rows: int) -> Rows:
     from ofa_kernels.triton import launch
 
     case = CASES[residency][0]
-    problem = Problem(n_rows, columns, DTYPE, case.k, card.device)
-    call = case.makers[norms.KERNELS_ALONE](problem, launch)
-    moved = bytes_of(case, problem)
+    inputs = Inputs(n_rows, columns, DTYPE, case.k, card.device)
+    call = case.makers[contenders.KERNELS_ALONE](inputs, launch)
+    moved = bytes_of(case, inputs)
     with torch.no_grad():
-        truth = expected(problem, case.truth)
+        truth = expected(inputs, case.truth)
         replays, notes = {COPY: card.graph(copy(card, moved, 1))}, {}
         tried = choices(residency, columns)
         for choice in tried[::4] if card.rehearsal else tried:
             notes[choice] = ""
             with remember(notes, choice), launching(choice):
-                replays[choice] = _replay(card, case, call, problem, truth)
-        times = alternate(replays, card.pace(0.03 * len(replays), (3, 15), 20))
+                replays[choice] = _replay(card, case, call, inputs, truth)
+        times = interleave(replays, card.pace(0.03 * len(replays), (3, 15), 20))
     medians = {choice: statistics.median(of) for choice, of in times.items()}
     for i, (choice, note) in enumerate(notes.items()):
         yield {

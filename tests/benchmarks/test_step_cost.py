@@ -34,7 +34,7 @@ def test_every_contender_steps_and_takes_its_turn(data, tokenizer, model_folder)
         step = step_cost.make_step(name, step_cost.load(model_folder, torch.float32))
         return lambda batch: (order.append(name), step(batch))
 
-    times = step_cost.alternate({name: spied(name) for name in CONTENDERS}, batch, 2, "")
+    times = step_cost.interleave({name: spied(name) for name in CONTENDERS}, batch, 2, "")
     assert order == list(CONTENDERS) * 3 and all(len(values) == 2 for values in times.values())
 
 

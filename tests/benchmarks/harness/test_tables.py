@@ -1,22 +1,22 @@
 import pytest
 
-from benchmarks import norms
-from benchmarks.table import Group, entries, seconds, summaries, to_markdown
+from benchmarks.harness import contenders
+from benchmarks.harness.tables import Group, entries, seconds, summaries, to_markdown
 
 TIMES = {
     "copy": [1.0, 2.0, 4.0],
-    norms.EAGER: [10.0, 20.0, 80.0],
-    norms.OURS: [2.0, 4.0, 4.0],
-    norms.KERNELS_ALONE: [1.0, 2.0, 2.0],
-    norms.FUNCTIONAL: [8.0, 8.0, 8.0],
+    contenders.EAGER: [10.0, 20.0, 80.0],
+    contenders.OURS: [2.0, 4.0, 4.0],
+    contenders.KERNELS_ALONE: [1.0, 2.0, 2.0],
+    contenders.FUNCTIONAL: [8.0, 8.0, 8.0],
 }
 MOVED = {label: 8_000_000_000 for label in TIMES} | {"copy": 2_000_000_000}
 
 
 @pytest.fixture
 def rows():
-    notes = {norms.COMPILED: "needs a C++ compiler"}
-    return entries(TIMES, MOVED, unit="copy", copy="copy", eager=norms.EAGER, notes=notes)
+    notes = {contenders.COMPILED: "needs a C++ compiler"}
+    return entries(TIMES, MOVED, unit="copy", copy="copy", eager=contenders.EAGER, notes=notes)
 
 
 def test_columns_are_medians_over_rounds(rows):
@@ -29,7 +29,7 @@ def test_columns_are_medians_over_rounds(rows):
 
 def test_cells(rows):
     assert rows[0].cells() == ("copy", "2 s", "1.5 s", "1.0", "100", "1.00", "0.10")
-    assert rows[-1].cells() == (norms.COMPILED, *("",) * 6)
+    assert rows[-1].cells() == (contenders.COMPILED, *("",) * 6)
 
 
 def test_without_a_baseline_there_is_no_ratio():
@@ -40,8 +40,8 @@ def test_without_a_baseline_there_is_no_ratio():
 def test_group_says_below_the_table_why_a_contender_is_missing(rows):
     group = Group("forward", 2, 3, "float32", tuple(rows))
     assert group.markdown()[0] == "**forward, 2 x 3, float32**"
-    assert f"| {norms.COMPILED}" not in "\n".join(group.markdown())
-    assert f"{norms.COMPILED}: needs a C++ compiler" in group.markdown()
+    assert f"| {contenders.COMPILED}" not in "\n".join(group.markdown())
+    assert f"{contenders.COMPILED}: needs a C++ compiler" in group.markdown()
     assert group.table().row_count == len(TIMES)
     assert group.to_json()["entries"][2]["copies"] == 2.0
 

@@ -10,7 +10,7 @@ from ofa_kernels import reference
 SEED = 0x5EED_0FA0_0000_0001  # 64 bits, so that nothing can drop the upper half
 
 
-class Problem:
+class Inputs:
     """Random tensors of one size, made when they are first asked for.
 
     Args:

@@ -3,37 +3,36 @@ import json
 
 import pytest
 
-from benchmarks import allocator, copies, norms
-from benchmarks.measure import WrongError
+from benchmarks import cpu
+from benchmarks.harness import allocator, contenders
+from benchmarks.harness.measure import WrongError
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """No compiler, and no change to how this process gets its memory."""
-    monkeypatch.setattr(norms, "COMPILERS", ())
+    monkeypatch.setattr(contenders, "COMPILERS", ())
     monkeypatch.setattr(allocator, "settle", lambda: None)
 
 
 def test_shapes_and_types_are_parsed():
-    assert copies.shapes("64x576,1x2") == ((64, 576), (1, 2))
-    assert copies.dtypes("bfloat16") == ("bfloat16",)
+    assert cpu.shapes("64x576,1x2") == ((64, 576), (1, 2))
+    assert cpu.dtypes("bfloat16") == ("bfloat16",)
 
 
 @pytest.mark.parametrize("text", ["64", "64x", "ax2", "0x2", "1x2x3"])
 def test_other_shapes_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not like 64x576"):
-        copies.shapes(text)
+        cpu.shapes(text)
 
 
 def test_unknown_types_are_refused():
     with pytest.raises(argparse.ArgumentTypeError, match="int8 is not one of float32, bfloat16"):
-        copies.dtypes("float32,int8")
+        cpu.dtypes("float32,int8")
 
 
 def test_the_plan_has_what_is_to_be_shown():
-    planned = {
-        (case.name, shape, dtype) for case, shape, dtype in copies.plan("", None, tuple(copies.DTYPES))
-    }
+    planned = {(case.name, shape, dtype) for case, shape, dtype in cpu.plan("", None, tuple(cpu.DTYPES))}
     for dtype in ("float32", "bfloat16"):
         for case in ("forward", "forward + backward"):
             for shape in ((512, 4096), (2048, 4096), (4096, 8192)):
@@ -44,27 +43,27 @@ def test_the_plan_has_what_is_to_be_shown():
 
 
 def test_the_plan_can_be_cut():
-    planned = copies.plan("step ratio", ((2, 3),), ("bfloat16",))
+    planned = cpu.plan("step ratio", ((2, 3),), ("bfloat16",))
     assert [(case.name, shape, dtype) for case, shape, dtype in planned] == [
         ("step ratio, forward + backward, 31 states", (2, 3), "bfloat16")
     ]
 
 
 def test_a_whole_name_chooses_one_case():
-    assert {case.name for case, *_ in copies.plan("forward", ((2, 3),), ("float32",))} == {"forward"}
-    assert len({case.name for case, *_ in copies.plan("forw", ((2, 3),), ("float32",))}) > 1
+    assert {case.name for case, *_ in cpu.plan("forward", ((2, 3),), ("float32",))} == {"forward"}
+    assert len({case.name for case, *_ in cpu.plan("forw", ((2, 3),), ("float32",))}) > 1
 
 
 def test_an_unknown_case_is_refused(capsys):
     with pytest.raises(SystemExit):
-        copies.main(["--only", "softmax"])
+        cpu.main(["--only", "softmax"])
     assert "no case's name contains 'softmax'" in capsys.readouterr().err
 
 
 def test_tables_json_and_markdown(tmp_path, capsys):
     files = tmp_path / "c.json", tmp_path / "c.md"
     arguments = ["--only", "JVP", "--shapes", "3x16", "--dtypes", "float32", "--rounds", "2"]
-    assert copies.main([*arguments, "--json", str(files[0]), "--markdown", str(files[1])]) == 0
+    assert cpu.main([*arguments, "--json", str(files[0]), "--markdown", str(files[1])]) == 0
     data, text, shown = json.loads(files[0].read_text()), files[1].read_text(), capsys.readouterr().out
     assert [group["case"] for group in data["groups"]] == ["JVP"]
     assert data["machine"]["backend"] in ("native", "reference")
@@ -78,8 +77,8 @@ def test_nothing_is_reported_where_ours_is_wrong(monkeypatch, tmp_path, capsys):
     def wrong(*_, **__):
         raise WrongError("forward is wrong")
 
-    monkeypatch.setattr(copies, "measure", wrong)
+    monkeypatch.setattr(cpu, "measure", wrong)
     file = tmp_path / "c.json"
-    assert copies.main(["--only", "JVP", "--shapes", "3x16", "--json", str(file)]) == 1
+    assert cpu.main(["--only", "JVP", "--shapes", "3x16", "--json", str(file)]) == 1
     assert "nothing is reported: forward is wrong" in capsys.readouterr().out
     assert not file.exists()

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from benchmarks import norms
-from benchmarks.cases import Call, Case, alone
-from benchmarks.norms import EPS
-from benchmarks.problem import SEED, Problem
+from benchmarks.harness import contenders
+from benchmarks.harness.case import Call, Case, alone
+from benchmarks.harness.contenders import EPS
+from benchmarks.harness.inputs import SEED, Inputs
 from ofa_kernels import preconditioned_probes, probe_dot, rademacher, reference, step_ratio
 
 EAGER = "eager PyTorch"
@@ -20,21 +20,21 @@ def _random_signs(like: Tensor, k: int) -> Tensor:
     return torch.randint(0, 2, shape, device=like.device).mul_(2).sub_(1).to(like.dtype)
 
 
-def _weight(p: Problem) -> Tensor:
+def _weight(p: Inputs) -> Tensor:
     return p.gamma.clone().requires_grad_()
 
 
-def _rademacher_eager(p: Problem, _) -> Call:
+def _rademacher_eager(p: Inputs, _) -> Call:
     x, k = p.x.detach(), p.k
     return lambda: _random_signs(x, k)
 
 
-def _rademacher_ours(p: Problem, _) -> Call:
+def _rademacher_ours(p: Inputs, _) -> Call:
     shape = p.k, p.rows, p.columns
     return lambda: rademacher(shape, SEED, p.device, p.dtype)
 
 
-def _rademacher_alone(p: Problem, kernels) -> Call:
+def _rademacher_alone(p: Inputs, kernels) -> Call:
     ids, layers = p.ids, torch.zeros(1, dtype=torch.int64, device=p.device)
     return lambda: kernels.rademacher(p.columns, ids, p.k, layers, SEED, p.dtype)[0]
 
@@ -42,7 +42,7 @@ def _rademacher_alone(p: Problem, kernels) -> Call:
 def _probes(make) -> Call:
     """The call of `make(z, weight) -> p` and the gradients of ⟨dp, p⟩."""
 
-    def maker(p: Problem, _) -> Call:
+    def maker(p: Inputs, _) -> Call:
         z, weight, dp = p.x, _weight(p), p.dy_dot
 
         def call():
@@ -55,17 +55,17 @@ def _probes(make) -> Call:
     return maker
 
 
-def _probes_eager(p: Problem, z: Tensor, weight: Tensor) -> Tensor:
+def _probes_eager(p: Inputs, z: Tensor, weight: Tensor) -> Tensor:
     acc = reference.accumulation_dtype(z)
     sigma = (z.to(acc).pow(2).mean(-1, keepdim=True) + EPS).sqrt()
     return ((weight / sigma) * _random_signs(z, p.k)).to(z.dtype)
 
 
-def _probes_ours(p: Problem, z: Tensor, weight: Tensor) -> Tensor:
+def _probes_ours(p: Inputs, z: Tensor, weight: Tensor) -> Tensor:
     return preconditioned_probes(z, weight, EPS, SEED, p.k)
 
 
-def _probes_alone(p: Problem, kernels) -> Call:
+def _probes_alone(p: Inputs, kernels) -> Call:
     z, w, ids, dp = p.x.detach(), p.gamma, p.ids, p.dy_dot
 
     def call():
@@ -82,9 +82,9 @@ def _probes_truth(t):
 
 
 def _dots(make):
-    """The call of `make(problem, t) -> [k, rows]` and its gradient, for a cotangent of ones."""
+    """The call of `make(inputs, t) -> [k, rows]` and its gradient, for a cotangent of ones."""
 
-    def maker(p: Problem, _) -> Call:
+    def maker(p: Inputs, _) -> Call:
         t, ones = p.x_dot, torch.ones(p.k, p.rows, device=p.device)
 
         def call():
@@ -96,15 +96,15 @@ def _dots(make):
     return maker
 
 
-def _dots_eager(p: Problem, t: Tensor) -> Tensor:
+def _dots_eager(p: Inputs, t: Tensor) -> Tensor:
     return (p.signs * t).sum(-1, dtype=torch.float32)
 
 
-def _dots_ours(p: Problem, t: Tensor) -> Tensor:
+def _dots_ours(p: Inputs, t: Tensor) -> Tensor:
     return probe_dot(t, SEED)
 
 
-def _dots_alone(p: Problem, kernels) -> Call:
+def _dots_alone(p: Inputs, kernels) -> Call:
     t, ids, ones = p.x_dot.detach(), p.ids, torch.ones(p.k, p.rows, device=p.device)
 
     def call():
@@ -124,7 +124,7 @@ def _step_ratio_eager(states: Tensor) -> Tensor:
 
 
 def _steps(make):
-    def maker(p: Problem, _) -> Call:
+    def maker(p: Inputs, _) -> Call:
         states = p.x_dot
         ratio = make()
 
@@ -142,7 +142,7 @@ def _compiled_step_ratio():
     return torch.compile(_step_ratio_eager, fullgraph=True, dynamic=False)
 
 
-def _steps_alone(p: Problem, kernels) -> Call:
+def _steps_alone(p: Inputs, kernels) -> Call:
     states, rows = p.x_dot.detach(), p.rows
 
     def call():
@@ -168,8 +168,8 @@ def rademacher_case(k: int) -> Case:
     """K probes a row."""
     makers = {
         EAGER: _rademacher_eager,
-        norms.OURS: _rademacher_ours,
-        norms.KERNELS_ALONE: alone(_rademacher_alone),
+        contenders.OURS: _rademacher_ours,
+        contenders.KERNELS_ALONE: alone(_rademacher_alone),
     }
     return Case(
         f"rademacher, K = {k}", "rademacher", makers, lambda t: ((t.signs,), ()), k, False, EAGER, (EAGER,)
@@ -180,8 +180,8 @@ def probes_case(k: int) -> Case:
     """K preconditioned probes and the gradients through them."""
     makers = {
         EAGER: _probes(_probes_eager),
-        norms.OURS: _probes(_probes_ours),
-        norms.KERNELS_ALONE: alone(_probes_alone),
+        contenders.OURS: _probes(_probes_ours),
+        contenders.KERNELS_ALONE: alone(_probes_alone),
     }
     name = "preconditioned probes, forward + backward"
     return Case(f"{name}, K = {k}", name, makers, _probes_truth, k, True, EAGER, (EAGER,))
@@ -191,8 +191,8 @@ def dots_case(k: int) -> Case:
     """K products with probes and the gradients through them; eager code keeps the signs, ours makes them."""
     makers = {
         EAGER: _dots(_dots_eager),
-        norms.OURS: _dots(_dots_ours),
-        norms.KERNELS_ALONE: alone(_dots_alone),
+        contenders.OURS: _dots(_dots_ours),
+        contenders.KERNELS_ALONE: alone(_dots_alone),
     }
     name = "probe dot, forward + backward"
     return Case(f"{name}, K = {k}", name, makers, _dots_truth, k, True, EAGER)
@@ -203,8 +203,8 @@ def steps_case(states: int) -> Case:
     makers = {
         EAGER: _steps(lambda: _step_ratio_eager),
         COMPILED: _steps(_compiled_step_ratio),
-        norms.OURS: _steps(lambda: step_ratio),
-        norms.KERNELS_ALONE: alone(_steps_alone),
+        contenders.OURS: _steps(lambda: step_ratio),
+        contenders.KERNELS_ALONE: alone(_steps_alone),
     }
     name = "step ratio, forward + backward"
     # a state's gradient is a difference of two nearly equal terms where successive steps are equally long

@@ -1,6 +1,6 @@
 """What a case's results should be, and how far others are from it.
 
-All rows of a small problem are computed in float64. Of a large one some are, spread evenly; its sums over
+All rows of a small inputs are computed in float64. Of a large one some are, spread evenly; its sums over
 rows have float32 terms, far more exact than the float32 sums they judge, and are added up in float64.
 """
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.problem import Problem
+from benchmarks.harness.inputs import Inputs
 
 CHUNKS = {"cpu": 2**19, "cuda": 2**24}  # elements of a temporary: a CPU's stay in its cache
 CHECKED = {"cpu": 2**21, "cuda": 2**24}  # elements of a result that are compared
 
 
 class Rows:
-    """A problem's tensors in another type, cut to some of its rows."""
+    """The inputs' tensors in another type, cut to some of its rows."""
 
-    def __init__(self, problem: Problem, rows: slice | Tensor, to: torch.dtype):
-        self._problem, self._rows, self._to = problem, rows, to
-        self.dtype, self.all_rows = problem.dtype, problem.rows
+    def __init__(self, inputs: Inputs, rows: slice | Tensor, to: torch.dtype):
+        self._problem, self._rows, self._to = inputs, rows, to
+        self.dtype, self.all_rows = inputs.dtype, inputs.rows
 
     def __getattr__(self, name: str) -> Tensor:
         t = getattr(self._problem, name).detach()
@@ -33,7 +33,7 @@ Truth = Callable[[Rows], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
 @dataclass(frozen=True)
 class Expected:
-    """A problem's true results.
+    """The inputs' true results.
 
     Attributes:
         by_row: [..., len(rows), N] each.
@@ -46,23 +46,23 @@ class Expected:
     rows: Tensor
 
 
-def _slices(problem: Problem) -> list[slice]:
-    step = max(1, CHUNKS[problem.device] // (problem.columns * problem.k))
-    return [slice(start, start + step) for start in range(0, problem.rows, step)]
+def _slices(inputs: Inputs) -> list[slice]:
+    step = max(1, CHUNKS[inputs.device] // (inputs.columns * inputs.k))
+    return [slice(start, start + step) for start in range(0, inputs.rows, step)]
 
 
-def expected(problem: Problem, truth: Truth) -> Expected:
-    """The true results of a problem.
+def expected(inputs: Inputs, truth: Truth) -> Expected:
+    """The true results of the inputs.
 
     Args:
-        problem: what to evaluate at.
+        inputs: what to evaluate at.
         truth: gives (results [..., rows, N], sums over rows) of some rows' tensors.
     """
-    n = min(problem.rows, max(2, CHECKED[problem.device] // (problem.columns * problem.k)))
-    rows = torch.linspace(0, problem.rows - 1, n, dtype=torch.float64, device=problem.device).long()
-    by_row, sums = truth(Rows(problem, rows, torch.float64))
-    if sums and n < problem.rows:
-        parts = (truth(Rows(problem, some, torch.float32))[1] for some in _slices(problem))
+    n = min(inputs.rows, max(2, CHECKED[inputs.device] // (inputs.columns * inputs.k)))
+    rows = torch.linspace(0, inputs.rows - 1, n, dtype=torch.float64, device=inputs.device).long()
+    by_row, sums = truth(Rows(inputs, rows, torch.float64))
+    if sums and n < inputs.rows:
+        parts = (truth(Rows(inputs, some, torch.float32))[1] for some in _slices(inputs))
         sums = tuple(sum(t.double() for t in pieces) for pieces in zip(*parts, strict=True))
     return Expected(by_row, sums, rows)
 
@@ -86,7 +86,7 @@ def _worst_row(value: Tensor, true: Tensor) -> float:
 
 
 def rounding_errors(
-    got: Sequence[Tensor], true: Expected, problem: Problem, cancellation: float = 1.0
+    got: Sequence[Tensor], true: Expected, inputs: Inputs, cancellation: float = 1.0
 ) -> float:
     """How wrong the worst row of any result is, in units of what rounding explains.
 
@@ -96,19 +96,19 @@ def rounding_errors(
     Args:
         got: what a contender returned: results by row, then sums.
         true: what it should be.
-        problem: what it was computed from.
+        inputs: what it was computed from.
         cancellation: how many times larger the terms of a sum are than the sum.
 
     Raises:
         ValueError: a result has another shape than it should.
     """
-    sums = ((problem.rows + problem.columns) ** 0.5 + 8) * torch.finfo(torch.float32).eps
-    tolerance = 4 * (torch.finfo(problem.dtype).eps + cancellation * sums)
+    sums = ((inputs.rows + inputs.columns) ** 0.5 + 8) * torch.finfo(torch.float32).eps
+    tolerance = 4 * (torch.finfo(inputs.dtype).eps + cancellation * sums)
     by_row, summed = got[: len(true.by_row)], got[len(true.by_row) :]
     worst = 0.0
     for value, part in zip(by_row, true.by_row, strict=True):
-        if value.shape[-2] != problem.rows:
-            raise ValueError(f"a result has shape {tuple(value.shape)}, but there are {problem.rows} rows")
+        if value.shape[-2] != inputs.rows:
+            raise ValueError(f"a result has shape {tuple(value.shape)}, but there are {inputs.rows} rows")
         if not value.detach().isfinite().all():
             return float("inf")
         worst = max(worst, _worst_row(value.detach()[..., true.rows, :], part))

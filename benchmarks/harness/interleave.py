@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch.cuda import Event
 
-from benchmarks import allocator
+from benchmarks.harness import allocator
 
 Clock = Callable[[Callable[[], object], int], float]
 TURN_SECONDS = 2e-3  # a turn of a short call repeats it for about so long
@@ -106,7 +106,7 @@ def _seconds(call: Callable[[], object], clock: Clock) -> float:
     return min(seconds, clock(call, 1), clock(call, 1))
 
 
-def alternate(calls: Mapping[str, Callable[[], object]], pace: Pace) -> dict[str, list[float]]:
+def interleave(calls: Mapping[str, Callable[[], object]], pace: Pace) -> dict[str, list[float]]:
     """Seconds a call of every contender, one number a round.
 
     The order is drawn anew each round, so no contender always runs after the same other one. A turn begins

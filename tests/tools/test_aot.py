@@ -22,7 +22,7 @@ def python(*arguments):
 def test_every_kernel_passes_for_sm_90(tmp_path):
     code = """
 import sys
-from benchmarks import aot
+from tools import aot
 from ofa_kernels.triton import probes, rms_norm, rms_norm_tangent, step_ratio
 
 status = aot.main(["--arch", "90", "--columns", "576", "--write", sys.argv[1]])
@@ -45,7 +45,7 @@ sys.exit(status)
 def test_a_row_too_long_for_its_registers_fails(tmp_path):
     code = """
 import sys
-from benchmarks import aot
+from tools import aot
 from ofa_kernels.triton import launch, plan
 
 launch.BACKWARD = plan.Residency(16384, 4096, 1024)
@@ -62,7 +62,7 @@ sys.exit(aot.main(options))
 def test_rows_loaded_value_by_value_where_vectors_could_be_fail():
     code = """
 import sys
-from benchmarks import aot
+from tools import aot
 from ofa_kernels.triton import launch
 
 launch.unit_of = lambda *_: 1
@@ -75,7 +75,7 @@ sys.exit(aot.main(["--arch", "90", "--columns", "4104", "--only", "rms_norm_forw
 
 def test_rows_in_flight_are_loaded_by_wide_asynchronous_copies():
     code = """
-from benchmarks import aot
+from tools import aot
 
 (case,) = [case for case in aot.CASES if (case.columns, case.pipeline) == (4096, 3)]
 aot._prepare()
@@ -106,7 +106,7 @@ def kernel(x_ptr, ids_ptr, out_ptr, n_cols, BLOCK_N: tl.constexpr):
     code = """
 import sys
 import torch
-from benchmarks import aot
+from tools import aot
 
 sys.path.insert(0, sys.argv[1])
 import shifted
@@ -127,8 +127,8 @@ assert use.faults(False) == []
 def test_each_number_can_fail_a_build():
     code = """
 from dataclasses import replace
-from benchmarks.aot import Use
-from benchmarks.ptx import accesses, parse_ptxas
+from tools.aot import Use
+from tools.ptx import accesses, parse_ptxas
 
 log = (
     "72 bytes stack frame, 104 bytes spill stores, 96 bytes spill loads\\n"

@@ -1,14 +1,14 @@
 """How far is each operator from the cost of a copy on this CPU, and from what is used without it?
 
-    python -m benchmarks.copies                                            # everything, a few minutes
-    python -m benchmarks.copies --only "forward + backward" --shapes 64x576,256x4096 --dtypes float32
-    python -m benchmarks.copies --json copies.json --markdown copies.md
+    python -m benchmarks.cpu                                            # everything, a few minutes
+    python -m benchmarks.cpu --only "forward + backward" --shapes 64x576,256x4096 --dtypes float32
+    python -m benchmarks.cpu --json copies.json --markdown copies.md
 
 All contenders of a table take turns in one process, in an order drawn anew each round, after each has been
 found right against the formulas in float64. A row's columns:
 
     median, IQR    of the time of one call, allocation of its results included
-    GB/s           the bytes the operator can't avoid moving (benchmarks/traffic.py) over the median
+    GB/s           the bytes the operator can't avoid moving (benchmarks/harness/traffic.py) over the median
     % of copy      that rate over the rate of a copy in the same round
     copies         the time over that of x.clone() in the same round
     time / eager   the time over eager transformers' in the same round
@@ -28,13 +28,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import allocator, machine, probe_cases, tangent_cases
-from benchmarks.alternate import Pace
-from benchmarks.cases import ADD, BOTH, FORWARD, Case, named
-from benchmarks.measure import WrongError, measure
-from benchmarks.norms import LIGER
-from benchmarks.problem import Problem
-from benchmarks.table import Group, summaries, to_markdown, to_rich
+from benchmarks.cases import probes, tangents
+from benchmarks.cases.rms_norm import ADD, BOTH, FORWARD
+from benchmarks.harness import allocator, machine
+from benchmarks.harness.case import Case, named
+from benchmarks.harness.contenders import LIGER
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.interleave import Pace
+from benchmarks.harness.measure import WrongError, measure
+from benchmarks.harness.tables import Group, summaries, to_markdown, to_rich
 from ofa_kernels.dispatch import backend_for, kernels_for
 
 Shape = tuple[int, int]
@@ -46,15 +48,15 @@ CASES: tuple[tuple[Case, tuple[Shape, ...]], ...] = (
     (FORWARD, LARGE + FEW_SHOT),
     (BOTH, LARGE + FEW_SHOT),
     (ADD, (*LARGE, (64, 576), (256, 4096))),
-    (tangent_cases.JVP, ((64, 576), (512, 4096))),
-    (tangent_cases.DOUBLE_BACKWARD, ((64, 576), (512, 4096))),
-    (tangent_cases.jvps_and_gradients(8), ((8, 576), (64, 4096))),
-    (tangent_cases.tangents(16, with_dy=False), ((512, 4096),)),
-    (tangent_cases.tangents(16, with_dy=True), ((512, 4096),)),
-    (probe_cases.rademacher_case(8), ((8, 576), (256, 4096))),
-    (probe_cases.probes_case(8), ((8, 576), (256, 4096))),
-    (probe_cases.dots_case(8), ((8, 576), (256, 4096))),
-    (probe_cases.steps_case(31), ((8, 576), (64, 4096))),
+    (tangents.JVP, ((64, 576), (512, 4096))),
+    (tangents.DOUBLE_BACKWARD, ((64, 576), (512, 4096))),
+    (tangents.jvps_and_gradients(8), ((8, 576), (64, 4096))),
+    (tangents.tangents(16, with_dy=False), ((512, 4096),)),
+    (tangents.tangents(16, with_dy=True), ((512, 4096),)),
+    (probes.rademacher_case(8), ((8, 576), (256, 4096))),
+    (probes.probes_case(8), ((8, 576), (256, 4096))),
+    (probes.dots_case(8), ((8, 576), (256, 4096))),
+    (probes.steps_case(31), ((8, 576), (64, 4096))),
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACE = Pace(budget=1.0, rounds=(5, 101))
@@ -111,7 +113,7 @@ def markdown(groups: list[Group], top: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.copies",
+        prog="python -m benchmarks.cpu",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -133,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     allocator.settle()
     sample = torch.empty(1, 1)
     found = machine.describe() | {"backend": backend_for(sample)}
-    top = f"{machine.line(found)}; backend {found['backend']}. {LIGER} needs a GPU: see benchmarks/gpu.py."
+    top = f"{machine.line(found)}; backend {found['backend']}. {LIGER} needs a GPU: see docs/gpu.md."
     pace = replace(PACE, rounds=(options.rounds, options.rounds)) if options.rounds else PACE
     # a file or a pipe has no width
     console, groups = Console(width=None if sys.stdout.isatty() else 120), []
@@ -143,9 +145,9 @@ def main(argv: list[str] | None = None) -> int:
         task = progress.add_task("", total=len(planned))
         for case, (rows, n), name in planned:
             progress.update(task, description=f"{case.name}, {rows} x {n}, {name}")
-            problem = Problem(rows, n, DTYPES[name], case.k)
+            inputs = Inputs(rows, n, DTYPES[name], case.k)
             try:
-                group = measure(case, problem, kernels_for(sample), pace, skip={LIGER})
+                group = measure(case, inputs, kernels_for(sample), pace, skip={LIGER})
             except WrongError as error:
                 console.print(f"nothing is reported: {error}", style="red")
                 return 1

@@ -6,13 +6,13 @@ from types import ModuleType
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks import norms
-from benchmarks.alternate import Pace, alternate
-from benchmarks.cases import OURS, Case
-from benchmarks.problem import Problem
-from benchmarks.table import Group, entries
-from benchmarks.traffic import OPERATORS
-from benchmarks.truth import Expected, as_results, expected, rounding_errors
+from benchmarks.harness import contenders
+from benchmarks.harness.case import OURS, Case
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.interleave import Pace, interleave
+from benchmarks.harness.tables import Group, entries
+from benchmarks.harness.traffic import OPERATORS
+from benchmarks.harness.truth import Expected, as_results, expected, rounding_errors
 
 COPY = "copy: x.clone()"
 COPY_K = "copy of K such tensors"
@@ -33,19 +33,17 @@ def first_line(error: BaseException) -> str:
     return f"raises {type(error).__name__}: {text[0]}"[:140]
 
 
-def fault(
-    case: Case, label: str, call: Callable[[], object], problem: Problem, truth: Expected
-) -> str | None:
+def fault(case: Case, label: str, call: Callable[[], object], inputs: Inputs, truth: Expected) -> str | None:
     """What is wrong with a contender's results, or None."""
     results = as_results(call())
     if label in case.draws:
         results, truth = (results[0].abs(),), Expected((truth.by_row[0].abs(),), (), truth.rows)
-    errors = rounding_errors(results, truth, problem, case.cancellation)
+    errors = rounding_errors(results, truth, inputs, case.cancellation)
     return None if errors <= 1 else f"wrong by {errors:.2g} times what rounding explains; not timed"
 
 
 def checked_call(
-    case: Case, label: str, problem: Problem, kernels: ModuleType | None, truth: Expected
+    case: Case, label: str, inputs: Inputs, kernels: ModuleType | None, truth: Expected
 ) -> Callable[[], object]:
     """A contender's call, found right.
 
@@ -54,42 +52,42 @@ def checked_call(
     """
     before = _compiled_graphs()
     try:
-        call = case.makers[label](problem, kernels)
-        found = fault(case, label, call, problem, truth)
-    except norms.UnavailableError:
+        call = case.makers[label](inputs, kernels)
+        found = fault(case, label, call, inputs, truth)
+    except contenders.UnavailableError:
         raise
     except Exception as error:  # other people's code may raise anything
         if label in OURS:
             raise
-        raise norms.UnavailableError(first_line(error)) from error
+        raise contenders.UnavailableError(first_line(error)) from error
     if found and label in OURS:
-        size = f"{problem.rows} x {problem.columns}, {problem.dtype_name}"
+        size = f"{inputs.rows} x {inputs.columns}, {inputs.dtype_name}"
         raise WrongError(f"{case.name}, {size}: {label} is {found}")
     if found:
-        raise norms.UnavailableError(found)
+        raise contenders.UnavailableError(found)
     if "torch.compile" in label and _compiled_graphs() == before:
-        raise norms.UnavailableError("torch.compile compiled nothing")
+        raise contenders.UnavailableError("torch.compile compiled nothing")
     return call
 
 
-def bytes_of(case: Case, problem: Problem) -> int:
+def bytes_of(case: Case, inputs: Inputs) -> int:
     """What the case's operator has to move at this size."""
-    return OPERATORS[case.operator].bytes(problem.rows, problem.columns, problem.dtype, k=problem.k)
+    return OPERATORS[case.operator].bytes(inputs.rows, inputs.columns, inputs.dtype, k=inputs.k)
 
 
-def copies_of(case: Case, problem: Problem) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
+def copies_of(case: Case, inputs: Inputs) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
     """The copies that set 100 %, and the bytes they move.
 
     Fresh memory costs by amount: K tangents are compared with a copy of K tensors. On a CPU, where it may
     cost more than the copying, a copy without fresh memory is there to compare with, and sets nothing.
     """
-    x = problem.x.detach()
+    x = inputs.x.detach()
     calls, moved = {COPY: x.clone}, {COPY: 2 * x.nbytes}
-    if problem.device == "cpu":
+    if inputs.device == "cpu":
         target = x.clone()
         calls[COPY_WARM], moved[COPY_WARM] = lambda: target.copy_(x), 2 * x.nbytes
     if case.k > 1:
-        stacked = problem.x_dot.detach()
+        stacked = inputs.x_dot.detach()
         calls[COPY_K], moved[COPY_K] = stacked.clone, 2 * stacked.nbytes
     return calls, moved
 
@@ -101,7 +99,7 @@ def full_rate(case: Case) -> str:
 
 def measure(
     case: Case,
-    problem: Problem,
+    inputs: Inputs,
     kernels: ModuleType | None,
     pace: Pace,
     skip: Collection[str] = (),
@@ -110,7 +108,7 @@ def measure(
 
     Args:
         case: what to time.
-        problem: the tensors.
+        inputs: the tensors.
         kernels: the backend's module, None for PyTorch's composition.
         pace: how long and how often to time.
         skip: contenders to leave out without a word.
@@ -120,21 +118,21 @@ def measure(
     """
     notes: dict[str, str] = {}
     with torch.set_grad_enabled(case.recorded):
-        calls, moved = copies_of(case, problem)
+        calls, moved = copies_of(case, inputs)
         with torch.no_grad():
-            truth = expected(problem, case.truth)
+            truth = expected(inputs, case.truth)
         for label in case.makers:
             if label in skip:
                 continue
             try:
-                calls[label] = checked_call(case, label, problem, kernels, truth)
-                moved[label] = bytes_of(case, problem)
-            except norms.UnavailableError as reason:
+                calls[label] = checked_call(case, label, inputs, kernels, truth)
+                moved[label] = bytes_of(case, inputs)
+            except contenders.UnavailableError as reason:
                 notes[label] = str(reason)
         del truth
         graphs = _compiled_graphs()
-        times = alternate(calls, pace)
+        times = interleave(calls, pace)
     if _compiled_graphs() != graphs:
         raise RuntimeError(f"{case.name}: torch.compile compiled again while it was timed")
     rows = entries(times, moved, COPY, full_rate(case), case.eager, notes)
-    return Group(case.name, problem.rows, problem.columns, problem.dtype_name, tuple(rows))
+    return Group(case.name, inputs.rows, inputs.columns, inputs.dtype_name, tuple(rows))

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from benchmarks.traffic import KERNELS, OPERATORS, Traffic
+from benchmarks.harness.traffic import KERNELS, OPERATORS, Traffic
 from ofa_kernels import native
 
 X, W = 120, 24

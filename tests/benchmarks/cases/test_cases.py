@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from benchmarks import copies, norms
-from benchmarks.cases import OURS
+from benchmarks import cpu
 from benchmarks.gpu import headline
-from benchmarks.measure import fault
-from benchmarks.problem import Problem
-from benchmarks.traffic import OPERATORS
-from benchmarks.truth import expected
+from benchmarks.harness import contenders
+from benchmarks.harness.case import OURS
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.measure import fault
+from benchmarks.harness.traffic import OPERATORS
+from benchmarks.harness.truth import expected
 from ofa_kernels import native
 
-CASES = {case.name: case for case in (*(case for case, _ in copies.CASES), *headline.CASES)}
+CASES = {case.name: case for case in (*(case for case, _ in cpu.CASES), *headline.CASES)}
 SHAPE = (5, 32)
 
 
@@ -28,13 +29,13 @@ def kernels(name):
 @pytest.mark.parametrize("name", CASES)
 def test_others_and_ours_through_autograd_are_right(name, dtype):
     case = CASES[name]
-    problem = Problem(*SHAPE, dtype, case.k)
+    inputs = Inputs(*SHAPE, dtype, case.k)
     with torch.set_grad_enabled(case.recorded):
-        truth = expected(problem, case.truth)
+        truth = expected(inputs, case.truth)
         for label, make in case.makers.items():
-            if label in (norms.LIGER, norms.KERNELS_ALONE) or "compile" in label:
+            if label in (contenders.LIGER, contenders.KERNELS_ALONE) or "compile" in label:
                 continue
-            assert fault(case, label, make(problem, None), problem, truth) is None, label
+            assert fault(case, label, make(inputs, None), inputs, truth) is None, label
 
 
 # Triton's interpreter computes bfloat16 wrongly
@@ -44,11 +45,11 @@ def test_others_and_ours_through_autograd_are_right(name, dtype):
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_alone_are_right(name, backend, dtype):
     case = CASES[name]
-    problem = Problem(*SHAPE, getattr(torch, dtype), case.k)
+    inputs = Inputs(*SHAPE, getattr(torch, dtype), case.k)
     with torch.set_grad_enabled(case.recorded):
-        truth = expected(problem, case.truth)
-        call = case.makers[norms.KERNELS_ALONE](problem, kernels(backend))
-        assert fault(case, norms.KERNELS_ALONE, call, problem, truth) is None
+        truth = expected(inputs, case.truth)
+        call = case.makers[contenders.KERNELS_ALONE](inputs, kernels(backend))
+        assert fault(case, contenders.KERNELS_ALONE, call, inputs, truth) is None
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -59,10 +60,10 @@ def test_every_case_has_bytes_a_baseline_and_ours(name):
 
 
 def test_kernels_alone_need_kernels():
-    with pytest.raises(norms.UnavailableError, match="has no kernels"):
-        CASES["forward"].makers[norms.KERNELS_ALONE](Problem(2, 4, torch.float32), None)
+    with pytest.raises(contenders.UnavailableError, match="has no kernels"):
+        CASES["forward"].makers[contenders.KERNELS_ALONE](Inputs(2, 4, torch.float32), None)
 
 
 def test_liger_needs_a_gpu():
-    with pytest.raises(norms.UnavailableError, match="needs a GPU"):
-        norms.liger(torch.ones(4), torch.float32)
+    with pytest.raises(contenders.UnavailableError, match="needs a GPU"):
+        contenders.liger(torch.ones(4), torch.float32)

@@ -8,29 +8,29 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.func import jvp, vjp, vmap
 
-from benchmarks import norms
-from benchmarks.cases import OURS, Case, norm_makers
-from benchmarks.norms import EPS, Norm
-from benchmarks.problem import Problem
+from benchmarks.harness import contenders
+from benchmarks.harness.case import OURS, Case, norm_makers
+from benchmarks.harness.contenders import EPS, Norm
+from benchmarks.harness.inputs import Inputs
 from ofa_kernels import reference
 
 Call = Callable[[], object]
 # no PyTorch compiles a second derivative taken by autograd
-SECOND_ORDER = (norms.EAGER, norms.FUNCTIONAL, norms.LIGER, norms.COMPOSED, *OURS)
+SECOND_ORDER = (contenders.EAGER, contenders.FUNCTIONAL, contenders.LIGER, contenders.COMPOSED, *OURS)
 
 
-def _jvp(p: Problem, n: Norm) -> Call:
+def _jvp(p: Inputs, n: Norm) -> Call:
     x, x_dot = p.x.detach(), p.x_dot[0].detach()
     run = n.ready(lambda x, x_dot: jvp(n.norm, (x,), (x_dot,)))
     return lambda: run(x, x_dot)
 
 
-def _norm_alone(p: Problem, kernels: ModuleType) -> Call:
+def _norm_alone(p: Inputs, kernels: ModuleType) -> Call:
     x, w = p.x.detach(), p.gamma
     return lambda: kernels.rms_norm_forward(x, w, EPS, 0.0, "hf")
 
 
-def _jvp_alone(p: Problem, kernels: ModuleType) -> Call:
+def _jvp_alone(p: Inputs, kernels: ModuleType) -> Call:
     forward, x, w, x_dot = _norm_alone(p, kernels), p.x.detach(), p.gamma, p.x_dot[0].detach()
     return lambda: (forward(), kernels.rms_norm_jvp(x, w, x_dot, None, EPS, 0.0))
 
@@ -40,7 +40,7 @@ def _jvp_truth(t):
     return (reference.rms_norm(t.x, t.gamma, EPS), y_dot), ()
 
 
-def _jvps_and_gradients(p: Problem, n: Norm) -> Call:
+def _jvps_and_gradients(p: Inputs, n: Norm) -> Call:
     x, x_dot, dy_dot, inputs = p.x, p.x_dot, p.dy_dot, (p.x, p.x_dot, n.weight)
 
     def call():
@@ -50,7 +50,7 @@ def _jvps_and_gradients(p: Problem, n: Norm) -> Call:
     return call
 
 
-def _jvps_and_gradients_alone(p: Problem, kernels: ModuleType) -> Call:
+def _jvps_and_gradients_alone(p: Inputs, kernels: ModuleType) -> Call:
     x, w, x_dot, dy_dot = p.x.detach(), p.gamma, p.x_dot.detach(), p.dy_dot
 
     def call():
@@ -67,7 +67,7 @@ def _jvps_and_gradients_truth(t):
     return (y_dot, dx, dx_dot), (dw,)
 
 
-def _double_backward(p: Problem, n: Norm) -> Call:
+def _double_backward(p: Inputs, n: Norm) -> Call:
     x, inputs, dy, u = p.x, (p.x, n.weight), p.dy, p.x_dot[0].detach()
 
     def call():
@@ -78,7 +78,7 @@ def _double_backward(p: Problem, n: Norm) -> Call:
     return call
 
 
-def _double_backward_alone(p: Problem, kernels: ModuleType) -> Call:
+def _double_backward_alone(p: Inputs, kernels: ModuleType) -> Call:
     x, w, dy, u = p.x.detach(), p.gamma, p.dy, p.x_dot[0].detach()
     forward = _norm_alone(p, kernels)
 
@@ -96,7 +96,7 @@ def _double_backward_truth(t):
     return (reference.rms_norm(t.x, t.gamma, EPS), dx, hx), (hw,)
 
 
-def _tangents(p: Problem, n: Norm, with_dy: bool) -> Call:
+def _tangents(p: Inputs, n: Norm, with_dy: bool) -> Call:
     """K tangents of the backward: one vmap where the norm can, else K double-backward calls of one graph."""
     x, dy = p.x, p.dy
     x_dot, weight_dot = p.x_dot.detach(), p.weight_dot
@@ -134,7 +134,7 @@ def _tangents(p: Problem, n: Norm, with_dy: bool) -> Call:
     return call
 
 
-def _tangents_alone(p: Problem, kernels: ModuleType, with_dy: bool) -> Call:
+def _tangents_alone(p: Inputs, kernels: ModuleType, with_dy: bool) -> Call:
     x, w, dy = p.x.detach(), p.gamma, p.dy
     directions = p.x_dot.detach(), p.weight_dot, p.dy_dot if with_dy else None
     return lambda: kernels.rms_norm_backward_tangent(x, w, dy, *directions, EPS, 0.0, True)

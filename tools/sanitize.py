@@ -1,8 +1,8 @@
 """Sanitizer gate: the CPU kernels under AddressSanitizer and UBSan, fuzzed and called from Python.
 
-    python -m benchmarks.sanitize                        # exit status 1 on a finding
-    python -m benchmarks.sanitize --isa avx2 --cases 20000 --seed 7
-    python -m benchmarks.sanitize --python tests/ofa_kernels/test_native.py
+    python -m tools.sanitize                        # exit status 1 on a finding
+    python -m tools.sanitize --isa avx2 --cases 20000 --seed 7
+    python -m tools.sanitize --python tests/ofa_kernels/test_native.py
 
 Every kernel is compiled once for each instruction set and linked with `csrc/fuzz.cpp`, which calls the C
 interface with random types, shapes, strides, absent tensors and misaligned rows. Buffers end with their last
@@ -169,9 +169,9 @@ def fuzz(program: Path, name: str, seed: int, cases: int) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Compile, fuzz, print; the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.sanitize",
+        prog="python -m tools.sanitize",
         description="Run the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.",
-        epilog="example: python -m benchmarks.sanitize --isa avx2 --cases 20000 --seed 7",
+        epilog="example: python -m tools.sanitize --isa avx2 --cases 20000 --seed 7",
     )
     parser.add_argument("--isa", action="append", help="only this instruction set (may be repeated)")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """Ahead-of-time gate: compile every Triton kernel for every architecture without a GPU, and read the result.
 
-    python -m benchmarks.aot                                # exit status 1 if a kernel fails
-    python -m benchmarks.aot --arch 90 --columns 576 --only rms_norm_forward
-    python -m benchmarks.aot --write benchmarks/aot.md
+    python -m tools.aot                                # exit status 1 if a kernel fails
+    python -m tools.aot --arch 90 --columns 576 --only rms_norm_forward
+    python -m tools.aot --write tools/aot.md
 
 The package's own launch functions run with the launches themselves intercepted, so what is compiled is what a
 GPU would be given: the same warps, blocks and stages, and the arguments specialised by Triton's own rules.
@@ -35,8 +35,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from benchmarks.aot_cases import CASES, COLUMNS, Case, launches
-from benchmarks.ptx import accesses, parse_ptxas
+from tools.aot_cases import CASES, COLUMNS, Case, launches
+from tools.ptx import accesses, parse_ptxas
 
 ARCHITECTURES = (80, 90, 100)
 WIDE_BITS = 128
@@ -248,7 +248,7 @@ def to_markdown(rows: list[Row], path: Path) -> str:
     lines = [
         "# Ahead-of-time compile gate",
         "",
-        f"Written by `python -m benchmarks.aot --write {path}` with Triton {triton.__version__}; "
+        f"Written by `python -m tools.aot --write {path}` with Triton {triton.__version__}; "
         "no GPU was present. The weight is float32 throughout; 1 and 16 tangents are the same machine code.",
         "",
         "Gated: spill bytes and local memory must be 0 everywhere, and where every row starts at a multiple "
@@ -273,7 +273,7 @@ def to_markdown(rows: list[Row], path: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the gate; the exit status is 1 if a row fails."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.aot", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m tools.aot", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capability × 10")
     parser.add_argument("--columns", type=int, nargs="+", help="row lengths; default: those of the table")

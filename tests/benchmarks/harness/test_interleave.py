@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.alternate import WARM_CALLS, Pace, alternate, cpu_clock, cuda_clock, host_clock
+from benchmarks.harness.interleave import WARM_CALLS, Pace, cpu_clock, cuda_clock, host_clock, interleave
 
 
 def test_every_contender_has_its_turn_in_every_round():
@@ -13,7 +13,7 @@ def test_every_contender_has_its_turn_in_every_round():
         return {"a": 0.5, "b": 0.25}[order[-1]] * iterations
 
     calls = {"a": lambda: "a", "b": lambda: "b"}
-    times = alternate(calls, Pace(0.0, (4, 9), clock=clock, before=lambda: order.append("|")))
+    times = interleave(calls, Pace(0.0, (4, 9), clock=clock, before=lambda: order.append("|")))
     assert times == {"a": [0.5] * 4, "b": [0.25] * 4}
     turns = "".join(order).split("|", 1)[1].split("|")
     assert all(set(pair) == {"a", "b"} for pair in zip(turns[::2], turns[1::2], strict=True))
@@ -21,7 +21,7 @@ def test_every_contender_has_its_turn_in_every_round():
 
 
 def test_rounds_end_at_the_most_when_there_is_time():
-    times = alternate({"a": lambda: None}, Pace(1e9, (1, 3), clock=lambda call, iterations: 1.0))
+    times = interleave({"a": lambda: None}, Pace(1e9, (1, 3), clock=lambda call, iterations: 1.0))
     assert len(times["a"]) == 3
 
 
@@ -36,7 +36,7 @@ def test_short_calls_are_repeated_and_warm():
     def count():
         calls["a"] += 1
 
-    alternate({"a": count}, Pace(0.0, (2, 2), iterations=50, clock=clock))
+    interleave({"a": count}, Pace(0.0, (2, 2), iterations=50, clock=clock))
     # three to see how long it takes, then 20 of 0.1 ms in each of two turns after the untimed ones
     assert calls["a"] == 3 + 2 * (WARM_CALLS + 20)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from benchmarks.norms import COMPILED, FUNCTIONAL, KERNELS_ALONE, LIGER, OURS
+from benchmarks.harness.contenders import COMPILED, FUNCTIONAL, KERNELS_ALONE, LIGER, OURS
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 HEADER = ("", "median", "IQR", "GB/s", "% of copy", "copies", "time / eager")
