@@ -17,19 +17,20 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 import ofa
 from benchmarks.authors_step import authors_loss, frozen_gammas
 from benchmarks.harness import machine
+from benchmarks.harness.interleave import Pace, interleave
 from benchmarks.harness.tables import seconds, to_markdown, to_rich
 from ofa.data import datasets as catalog
 from ofa.data.batch import pad
@@ -48,7 +49,7 @@ CONFIGS = {
 }
 CONTENDERS = (PEFT, CE, OFA_1, OFA_8, AUTHORS)
 Batch = dict[str, torch.Tensor]
-Step = Callable[[Batch], None]
+Step = Callable[[Batch], torch.Tensor]
 HEADER = ("", "median", "IQR", "/ PEFT", "/ CE", "/ authors'")
 
 
@@ -94,15 +95,17 @@ def trained(lm: nn.Module) -> list[nn.Parameter]:
 
 
 def make_step(name: str, lm: nn.Module) -> Step:
-    """A contender's optimiser step."""
+    """A contender's optimiser step, which returns the loss before it."""
     lm, loss = make_loss(name, lm)
     # a learning rate of 0 leaves the model as it is and does all of the work
     optimizer = torch.optim.AdamW(trained(lm), lr=0.0)
 
-    def step(batch: Batch) -> None:
+    def step(batch: Batch) -> torch.Tensor:
         optimizer.zero_grad()
-        loss(batch).backward()
+        value = loss(batch)
+        value.backward()
         optimizer.step()
+        return value.detach()
 
     return step
 
@@ -128,16 +131,10 @@ def batches(task: str, data: Path, tokenizer) -> dict[str, Batch]:
     return found
 
 
-def interleave(steps: dict[str, Step], batch: Batch, rounds: int, title: str) -> dict[str, list[float]]:
+def time_in_turns(steps: Mapping[str, Step], batch: Batch, rounds: int) -> dict[str, list[float]]:
     """Seconds a step, in turns, after one that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in track(range(rounds + 1), description=title, console=Console(stderr=True), transient=True):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step(batch)
-            if round_:
-                times[name].append(time.perf_counter() - begin)
-    return times
+    pace = Pace(budget=0.0, rounds=(rounds, rounds), iterations=1, before=lambda: None, warm=0)
+    return interleave({name: partial(step, batch) for name, step in steps.items()}, pace)
 
 
 def rows_of(times: dict[str, list[float]]) -> list[tuple[str, ...]]:
@@ -246,7 +243,8 @@ def main(argv: list[str] | None = None) -> int:
         type_name = str(dtype).removeprefix("torch.")
         steps = {name: make_step(name, load(options.model, dtype)) for name in CONTENDERS}
         for title, batch in sized.items():
-            times = interleave(steps, batch, options.rounds, f"{title}, {type_name}")
+            with console.status(f"{title}, {type_name}"):
+                times = time_in_turns(steps, batch, options.rounds)
             record["steps"][f"{title}, {type_name}"] = times
             show(f"step, {title}, {type_name}", HEADER, rows_of(times))
         del steps

@@ -6,5 +6,5 @@ CASES = (rademacher_case(8), probes_case(8), dots_case(8))
 SHAPES = ((8, 576), (64, 4096))
 
 
-def test_probes(time_contender, case, size, contender):
-    time_contender(case, size, contender)
+def test_probes(time_case, case, shape, dtype):
+    time_case(case, shape, dtype)

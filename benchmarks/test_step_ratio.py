@@ -6,5 +6,5 @@ CASES = (steps_case(31),)
 SHAPES = ((8, 576), (64, 4096))
 
 
-def test_step_ratio(time_contender, case, size, contender):
-    time_contender(case, size, contender)
+def test_step_ratio(time_case, case, shape, dtype):
+    time_case(case, shape, dtype)

@@ -9,11 +9,13 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch.cuda import Event
 
 from benchmarks.harness import allocator
 
+Label = TypeVar("Label")  # what a contender is known by
 Clock = Callable[[Callable[[], object], int], float]
 TURN_SECONDS = 2e-3  # a turn of a short call repeats it for about so long
 # after so many calls the heap no longer asks for fresh pages: seen to take five, a fault costs 2 µs
@@ -106,7 +108,7 @@ def _seconds(call: Callable[[], object], clock: Clock) -> float:
     return min(seconds, clock(call, 1), clock(call, 1))
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], pace: Pace) -> dict[str, list[float]]:
+def interleave(calls: Mapping[Label, Callable[[], object]], pace: Pace) -> dict[Label, list[float]]:
     """Seconds a call of every contender, one number a round.
 
     The order is drawn anew each round, so no contender always runs after the same other one. A turn begins
@@ -122,7 +124,7 @@ def interleave(calls: Mapping[str, Callable[[], object]], pace: Pace) -> dict[st
     """
     expected = {name: _seconds(call, pace.clock) for name, call in calls.items()}
     order, draw = list(calls), random.Random(0)
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Label, list[float]] = {name: [] for name in calls}
     fewest, most = pace.rounds
     start = time.perf_counter()
     for done in range(most):

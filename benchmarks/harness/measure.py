@@ -1,6 +1,7 @@
 """One table: make the contenders of a case, find them right, time them in turns."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -53,18 +54,18 @@ def checked_call(
     before = _compiled_graphs()
     try:
         call = case.makers[label](inputs, kernels)
-        found = fault(case, label, call, inputs, truth)
+        wrong = fault(case, label, call, inputs, truth)
     except contenders.UnavailableError:
         raise
     except Exception as error:  # other people's code may raise anything
         if label in OURS:
             raise
         raise contenders.UnavailableError(first_line(error)) from error
-    if found and label in OURS:
+    if wrong and label in OURS:
         size = f"{inputs.rows} x {inputs.columns}, {inputs.dtype_name}"
-        raise WrongError(f"{case.name}, {size}: {label} is {found}")
-    if found:
-        raise contenders.UnavailableError(found)
+        raise WrongError(f"{case.name}, {size}: {label} is {wrong}")
+    if wrong:
+        raise contenders.UnavailableError(wrong)
     if "torch.compile" in label and _compiled_graphs() == before:
         raise contenders.UnavailableError("torch.compile compiled nothing")
     return call
@@ -82,7 +83,8 @@ def copies_of(case: Case, inputs: Inputs) -> tuple[dict[str, Callable[[], object
     cost more than the copying, a copy without fresh memory is there to compare with, and sets nothing.
     """
     x = inputs.x.detach()
-    calls, moved = {COPY: x.clone}, {COPY: 2 * x.nbytes}
+    calls: dict[str, Callable[[], object]] = {COPY: x.clone}
+    moved = {COPY: 2 * x.nbytes}
     if inputs.device == "cpu":
         target = x.clone()
         calls[COPY_WARM], moved[COPY_WARM] = lambda: target.copy_(x), 2 * x.nbytes
@@ -97,20 +99,45 @@ def full_rate(case: Case) -> str:
     return COPY_K if case.k > 1 else COPY
 
 
-def measure(
-    case: Case,
-    inputs: Inputs,
-    kernels: ModuleType | None,
-    pace: Pace,
-    skip: Collection[str] = (),
-) -> Group:
-    """The table of one case at one size.
+@dataclass(frozen=True)
+class Prepared:
+    """A case's contenders at one size, found right and ready to be timed.
+
+    Attributes:
+        calls: by contender, the copies first.
+        moved: the bytes that each has to move.
+        notes: contenders that can't be timed, and why.
+    """
+
+    case: Case
+    inputs: Inputs
+    calls: dict[str, Callable[[], object]]
+    moved: dict[str, int]
+    notes: dict[str, str]
+
+    def time(self, pace: Pace) -> dict[str, list[float]]:
+        """Seconds a call of every contender, in turns."""
+        graphs = _compiled_graphs()
+        with torch.set_grad_enabled(self.case.recorded):
+            times = interleave(self.calls, pace)
+        if _compiled_graphs() != graphs:
+            raise RuntimeError(f"{self.case.name}: torch.compile compiled again while it was timed")
+        return times
+
+    def group(self, times: Mapping[str, Sequence[float]]) -> Group:
+        """The table of these times."""
+        case, inputs = self.case, self.inputs
+        rows = entries(times, self.moved, COPY, full_rate(case), case.eager, self.notes)
+        return Group(case.name, inputs.rows, inputs.columns, inputs.dtype_name, tuple(rows))
+
+
+def prepare(case: Case, inputs: Inputs, kernels: ModuleType | None, skip: Collection[str] = ()) -> Prepared:
+    """Make every contender's call, run it once, and find it right.
 
     Args:
-        case: what to time.
+        case: what is to be timed.
         inputs: the tensors.
         kernels: the backend's module, None for PyTorch's composition.
-        pace: how long and how often to time.
         skip: contenders to leave out without a word.
 
     Raises:
@@ -129,10 +156,16 @@ def measure(
                 moved[label] = bytes_of(case, inputs)
             except contenders.UnavailableError as reason:
                 notes[label] = str(reason)
-        del truth
-        graphs = _compiled_graphs()
-        times = interleave(calls, pace)
-    if _compiled_graphs() != graphs:
-        raise RuntimeError(f"{case.name}: torch.compile compiled again while it was timed")
-    rows = entries(times, moved, COPY, full_rate(case), case.eager, notes)
-    return Group(case.name, inputs.rows, inputs.columns, inputs.dtype_name, tuple(rows))
+    return Prepared(case, inputs, calls, moved, notes)
+
+
+def measure(
+    case: Case,
+    inputs: Inputs,
+    kernels: ModuleType | None,
+    pace: Pace,
+    skip: Collection[str] = (),
+) -> Group:
+    """The table of one case at one size, timed as `pace` says; `prepare` has the other arguments."""
+    prepared = prepare(case, inputs, kernels, skip)
+    return prepared.group(prepared.time(pace))
