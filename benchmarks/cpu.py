@@ -64,13 +64,16 @@ PACE = Pace(budget=1.0, rounds=(5, 101))
 
 def shapes(text: str) -> tuple[Shape, ...]:
     """Parse `64x576,256x4096`."""
-    try:
-        parsed = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
-    except ValueError:
-        parsed = ((),)
-    if any(len(shape) != 2 or min(shape) < 1 for shape in parsed):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 64x576,256x4096")
-    return parsed
+    parsed: list[Shape] = []
+    for part in text.split(","):
+        try:
+            rows, columns = map(int, part.split("x"))
+        except ValueError:
+            rows = columns = 0
+        if min(rows, columns) < 1:
+            raise argparse.ArgumentTypeError(f"{text!r} is not like 64x576,256x4096")
+        parsed.append((rows, columns))
+    return tuple(parsed)
 
 
 def dtypes(text: str) -> tuple[str, ...]:

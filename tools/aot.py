@@ -31,6 +31,7 @@ import torch
 import triton
 from rich.console import Console
 from rich.table import Table
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -195,8 +196,8 @@ def variant_of(build: Build) -> str:
 def _prepare() -> None:
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION is unset")
     # a kernel from the cache comes without ptxas' log
-    triton.knobs.compilation.always_compile = True
-    triton.knobs.nvidia.dump_ptxas_log = True
+    knobs.compilation.always_compile = True
+    knobs.nvidia.dump_ptxas_log = True
 
 
 def measure(architectures: list[int], columns: list[int] | None, only: str) -> list[Row]:

@@ -60,7 +60,7 @@ def calls(case: Case) -> list[Callable[[], object]]:
     p = case.rows(PROBES, ROWS)
     lengths = x.new_empty(PROBES, ROWS, dtype=F64 if dtype == F64 else F32)
     eps, offset, layer = 1e-6, 0.0, 1  # Triton makes a 1 a constant where it may: it must not here
-    backward = [
+    backward: list[Callable[[], object]] = [
         lambda: launch.rms_norm_backward(x, w, x, x, eps, offset, True, True),
         lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, True),
         lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, False),

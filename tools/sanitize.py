@@ -48,6 +48,8 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--capture=sys", "-k", "na
 def load_setup() -> ModuleType:
     """The repository's `setup.py`, which knows the compiler, its flags and the instruction sets."""
     spec = importlib.util.spec_from_file_location("ofa_setup", ROOT / "setup.py")
+    if spec is None or spec.loader is None:
+        raise RuntimeError("setup.py can't be imported")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from benchmarks.harness import contenders
-from benchmarks.harness.case import Call, Case, alone
+from benchmarks.harness.case import Call, Case, Maker, alone
 from benchmarks.harness.contenders import EPS
 from benchmarks.harness.inputs import SEED, Inputs
 from ofa_kernels import preconditioned_probes, probe_dot, rademacher, reference, step_ratio
@@ -39,7 +39,7 @@ def _rademacher_alone(p: Inputs, kernels) -> Call:
     return lambda: kernels.rademacher(p.columns, ids, p.k, layers, SEED, p.dtype)[0]
 
 
-def _probes(make) -> Call:
+def _probes(make) -> Maker:
     """The call of `make(z, weight) -> p` and the gradients of ⟨dp, p⟩."""
 
     def maker(p: Inputs, _) -> Call:
@@ -81,7 +81,7 @@ def _probes_truth(t):
     return (probes, dz), (dw,)
 
 
-def _dots(make):
+def _dots(make) -> Maker:
     """The call of `make(inputs, t) -> [k, rows]` and its gradient, for a cotangent of ones."""
 
     def maker(p: Inputs, _) -> Call:
@@ -123,7 +123,7 @@ def _step_ratio_eager(states: Tensor) -> Tensor:
     return (lengths[1:] / lengths[:-1]).sum(0).mean()
 
 
-def _steps(make):
+def _steps(make) -> Maker:
     def maker(p: Inputs, _) -> Call:
         states = p.x_dot
         ratio = make()

@@ -1,6 +1,5 @@
 """What is timed of RMSNorm's tangents: JVPs, double backward, and K tangents of the backward at once."""
 
-from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 
@@ -9,12 +8,11 @@ from torch.autograd import grad
 from torch.func import jvp, vjp, vmap
 
 from benchmarks.harness import contenders
-from benchmarks.harness.case import OURS, Case, norm_makers
+from benchmarks.harness.case import OURS, Call, Case, norm_makers
 from benchmarks.harness.contenders import EPS, Norm
 from benchmarks.harness.inputs import Inputs
 from ofa_kernels import reference
 
-Call = Callable[[], object]
 # no PyTorch compiles a second derivative taken by autograd
 SECOND_ORDER = (contenders.EAGER, contenders.FUNCTIONAL, contenders.LIGER, contenders.COMPOSED, *OURS)
 
@@ -102,11 +100,12 @@ def _tangents(p: Inputs, n: Norm, with_dy: bool) -> Call:
     x_dot, weight_dot = p.x_dot.detach(), p.weight_dot
     dy_dot = p.dy_dot if with_dy else None
 
-    if n.of is not None:
+    of = n.of
+    if of is not None:
         weight, x = n.weight.detach(), x.detach()
 
         def backward(x: Tensor, weight: Tensor, dy: Tensor):
-            return vjp(n.of, x, weight)[1](dy)
+            return vjp(of, x, weight)[1](dy)
 
         def along(*direction: Tensor):
             primals = (x, weight, dy)[: len(direction)]

@@ -19,7 +19,7 @@ from benchmarks.gpu.section import Rows, Table, Task
 from benchmarks.harness import contenders
 from benchmarks.harness.case import OURS, Case
 from benchmarks.harness.inputs import Inputs
-from benchmarks.harness.interleave import interleave
+from benchmarks.harness.interleave import Label, interleave
 from benchmarks.harness.measure import WrongError, bytes_of, checked_call, first_line
 from benchmarks.harness.tables import Entry, Group, entries, summaries
 from benchmarks.harness.truth import Expected, expected
@@ -98,7 +98,7 @@ def _replay(
     input_sets: Sequence[Inputs],
     kernels: ModuleType | None,
     truth: Expected,
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     """A contender's graph: found right on the first inputs, then captured on all of them.
 
     Raises:
@@ -123,7 +123,8 @@ def measure(card: Card, item: Item, labels: Sequence[str], kernels: ModuleType |
     Raises:
         WrongError: one of ours is wrong.
     """
-    case, notes = item.case, {}
+    case = item.case
+    notes: dict[str, str] = {}
     input_sets = [item.inputs(card.device)]
     moved = bytes_of(case, input_sets[0])
     sets = card.rotations(moved)
@@ -143,7 +144,7 @@ def measure(card: Card, item: Item, labels: Sequence[str], kernels: ModuleType |
 
 
 @contextmanager
-def remember(notes: dict[str, str], label: str) -> Iterator[None]:
+def remember(notes: dict[Label, str], label: Label) -> Iterator[None]:
     """Why a contender can't be timed goes into the notes."""
     try:
         yield

@@ -84,7 +84,7 @@ def makers(inputs: Inputs) -> dict[str, Callable[[], Callable[[], object]]]:
 def _row(card: Card, name: str, make: Callable[[], Callable[[], object]]) -> dict:
     replayed, count = card.pace(0.2, (5, 101), 200), 2 if card.rehearsal else CALLS
     eager = replace(replayed, clock=host_clock(card.synchronize))
-    row = {"kind": "call", "name": name, "note": ""}
+    row: dict[str, object] = {"kind": "call", "name": name, "note": ""}
     try:
         call = make()
         call()

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -203,7 +204,8 @@ def measure(card: Card, residency: str, columns: int, n_rows: int) -> Rows:
     moved = bytes_of(case, inputs)
     with torch.no_grad():
         truth = expected(inputs, case.truth)
-        replays, notes = {COPY: card.graph(copy(card, moved, 1))}, {}
+        replays: dict[Choice | str, Callable] = {COPY: card.graph(copy(card, moved, 1))}
+        notes: dict[Choice, str] = {}
         tried = choices(residency, columns)
         for choice in tried[::4] if card.rehearsal else tried:
             notes[choice] = ""
@@ -245,7 +247,8 @@ def _lengths(card: Card, residency: str, columns: int) -> Rows:
 
 def choice_of(row: dict) -> Choice:
     """A row's choice."""
-    return Choice(**{k: tuple(v) if isinstance(v, list) else v for k, v in row["choice"].items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row["choice"].items()}
+    return Choice(**fields)
 
 
 def timed(found: Sequence[dict]) -> dict[tuple[str, int], dict[Choice, float]]:
@@ -266,7 +269,7 @@ def tables(found: Sequence[dict]) -> list[Table]:
         if row["kind"] == "choice" and row["seconds"]
     }
     for (residency, columns), times in timed(found).items():
-        now, best = next(iter(times)), min(times, key=times.get)
+        now, (best, _) = next(iter(times)), min(times.items(), key=lambda item: item[1])
         cells.append(
             (
                 f"{residency}, {columns}",

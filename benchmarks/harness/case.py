@@ -6,13 +6,14 @@ Every call returns what the truth returns, in the same order, so that it can be 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from benchmarks.harness import contenders
 from benchmarks.harness.contenders import NORMS, Norm
 from benchmarks.harness.inputs import Inputs
 from benchmarks.harness.truth import Truth
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
 Maker = Callable[[Inputs, ModuleType | None], Call]
 OURS = (contenders.OURS, contenders.KERNELS_ALONE)
 FIRST_ORDER = (contenders.EAGER, contenders.COMPILED, contenders.FUNCTIONAL, contenders.LIGER, *OURS)

@@ -94,8 +94,11 @@ def liger(gamma: Tensor, dtype: torch.dtype) -> Norm:
     if not gamma.is_cuda:
         raise UnavailableError("Liger-Kernel needs a GPU")
     try:
-        from liger_kernel.transformers.fused_add_rms_norm import LigerFusedAddRMSNorm
-        from liger_kernel.transformers.rms_norm import LigerRMSNorm
+        # it is installed beside a card only
+        from liger_kernel.transformers.fused_add_rms_norm import (  # pyright: ignore[reportMissingImports]
+            LigerFusedAddRMSNorm,
+        )
+        from liger_kernel.transformers.rms_norm import LigerRMSNorm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UnavailableError(f"Liger-Kernel is not installed ({error})") from None
     # by default its backward writes into dy, which the next round reads again

@@ -197,13 +197,15 @@ def summaries(groups: Iterable[Group]) -> list[tuple[str, tuple[str, ...], list[
 def _in_short(group: Group) -> tuple[str, ...] | None:
     by_label = {entry.label: entry for entry in group.entries if entry.median is not None}
     own, alone = by_label.get(OURS), by_label.get(KERNELS_ALONE)
-    if own is None:
+    if own is None or own.median is None:
         return None
-    rivals = [next((by_label[label] for label in labels if label in by_label), None) for _, labels in OTHERS]
+    rivals = (next((by_label[label] for label in labels if label in by_label), None) for _, labels in OTHERS)
+    medians = (rival.median if rival else None for rival in rivals)
+    ratios = (own.median / median if median else None for median in medians)
     return (
         group.size,
         seconds(own.median),
         *_texts(".2f", own.copies, alone.copies if alone else None),
         *_texts(".0f", own.percent_of_copy),
-        *_texts(".2f", own.per_eager, *(own.median / rival.median if rival else None for rival in rivals)),
+        *_texts(".2f", own.per_eager, *ratios),
     )

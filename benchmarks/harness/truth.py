@@ -6,6 +6,7 @@ rows have float32 terms, far more exact than the float32 sums they judge, and ar
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def expected(inputs: Inputs, truth: Truth) -> Expected:
     by_row, sums = truth(Rows(inputs, rows, torch.float64))
     if sums and n < inputs.rows:
         parts = (truth(Rows(inputs, some, torch.float32))[1] for some in _slices(inputs))
-        sums = tuple(sum(t.double() for t in pieces) for pieces in zip(*parts, strict=True))
+        sums = tuple(reduce(torch.add, (t.double() for t in pieces)) for pieces in zip(*parts, strict=True))
     return Expected(by_row, sums, rows)
 
 
