@@ -98,9 +98,9 @@ def plan(
     ]
 
 
-def to_json(groups: list[Group], found: dict) -> str:
+def to_json(groups: list[Group], about: dict) -> str:
     """All numbers, and what they were measured on."""
-    return json.dumps({"machine": found, "groups": [group.to_json() for group in groups]}, indent=1) + "\n"
+    return json.dumps({"machine": about, "groups": [group.to_json() for group in groups]}, indent=1) + "\n"
 
 
 def markdown(groups: list[Group], top: str) -> str:
@@ -137,8 +137,8 @@ def main(argv: list[str] | None = None) -> int:
 
     allocator.settle()
     sample = torch.empty(1, 1)
-    found = machine.describe() | {"backend": backend_for(sample)}
-    top = f"{machine.line(found)}; backend {found['backend']}. {LIGER} needs a GPU: see docs/gpu.md."
+    about = machine.describe() | {"backend": backend_for(sample)}
+    top = f"{machine.line(about)}; backend {about['backend']}. {LIGER} needs a GPU: see docs/gpu.md."
     pace = replace(PACE, rounds=(options.rounds, options.rounds)) if options.rounds else PACE
     # a file or a pipe has no width
     console, groups = Console(width=None if sys.stdout.isatty() else 120), []
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     for table in summaries(groups):
         console.print(to_rich(*table))
     if options.json:
-        options.json.write_text(to_json(groups, found), encoding="utf-8")
+        options.json.write_text(to_json(groups, about), encoding="utf-8")
     if options.markdown:
         options.markdown.write_text(markdown(groups, top), encoding="utf-8")
     return 0

@@ -121,14 +121,14 @@ def batches(task: str, data: Path, tokenizer) -> dict[str, Batch]:
     fitting = [ids for ids in prompts if len(ids) <= longest]
     real = [max(fitting, key=len), *fitting[: ROWS - 1]]
     joined = [list(chain(*prompts[i::ROWS]))[:longest] for i in range(ROWS)]
-    found = {}
+    batches_by_title = {}
     for ids in (real, joined):
         batch = pad(ids, torch.device("cpu"))
         batch["labels"] = torch.tensor([row[0] for row in ids])
         padding = 1 - batch["attention_mask"].float().mean()
         size = " x ".join(map(str, batch["input_ids"].shape))
-        found[f"{task}, {size}, {padding:.0%} padding"] = batch
-    return found
+        batches_by_title[f"{task}, {size}, {padding:.0%} padding"] = batch
+    return batches_by_title
 
 
 def time_in_turns(steps: Mapping[str, Step], batch: Batch, rounds: int) -> dict[str, list[float]]:
@@ -170,9 +170,9 @@ def peak_bytes(name: str, model: str, dtype: torch.dtype, batch: Batch) -> int:
     out = context.Queue()
     process = context.Process(target=_peak, args=(name, model, dtype, batch, out))
     process.start()
-    found = out.get()
+    peak = out.get()
     process.join()
-    return found
+    return peak
 
 
 def epochs(task: str, data: Path, model: str) -> dict[str, float]:
@@ -182,7 +182,7 @@ def epochs(task: str, data: Path, model: str) -> dict[str, float]:
     shots, _ = draw_shots(pool, 5, 0, chosen.label_words)
     labels = chosen.label_ids(tokenizer)
     ids = [chosen.encode(tokenizer, shot["text"], 4096).ids for shot in shots]
-    found = {}
+    medians = {}
     for name, dtype, size in (
         (AUTHORS, torch.float32, 1),
         (OFA_1, torch.float32, 5),
@@ -200,8 +200,8 @@ def epochs(task: str, data: Path, model: str) -> dict[str, float]:
                 step(part)
             times.append(time.perf_counter() - begin)
         type_name = str(dtype).removeprefix("torch.")
-        found[f"{name}, {type_name}, {size} at a time"] = statistics.median(times[1:])
-    return found
+        medians[f"{name}, {type_name}, {size} at a time"] = statistics.median(times[1:])
+    return medians
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -226,11 +226,11 @@ def main(argv: list[str] | None = None) -> int:
     dtypes = [getattr(torch, name) for name in names or ()] or list(
         dict.fromkeys((torch.float32, fast_dtype()))
     )
-    found = machine.describe()
+    about = machine.describe()
     console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(machine.line(found), highlight=False)
+    console.print(machine.line(about), highlight=False)
     _, tokenizer = ofa.models.load(options.model)
-    tables, record = [], {"machine": found, "model": options.model, "steps": {}, "memory": {}, "epochs": {}}
+    tables, record = [], {"machine": about, "model": options.model, "steps": {}, "memory": {}, "epochs": {}}
 
     def show(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         tables.append((title, header, rows))
@@ -260,14 +260,14 @@ def main(argv: list[str] | None = None) -> int:
         ]
         show(f"peak memory above the weights, {title}, {type_name}", ("", "peak", "/ CE", "/ authors'"), rows)
     task = options.tasks.split(",")[0]
-    record["epochs"] = found_epochs = epochs(task, options.data, options.model)
-    slowest = max(found_epochs.values())
-    rows = [(name, seconds(value), f"{slowest / value:.1f}") for name, value in found_epochs.items()]
+    record["epochs"] = of_epochs = epochs(task, options.data, options.model)
+    slowest = max(of_epochs.values())
+    rows = [(name, seconds(value), f"{slowest / value:.1f}") for name, value in of_epochs.items()]
     show(f"epoch of ten shots, {task}", ("", "median", "times faster"), rows)
     if options.json:
         options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
     if options.markdown:
-        lines = [machine.line(found), ""]
+        lines = [machine.line(about), ""]
         for table in tables:
             lines += to_markdown(*table)
         options.markdown.write_text("\n".join(lines), encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.harness.inputs import SEED
+from benchmarks.harness.inputs import DRAW_SEED
 from benchmarks.harness.tables import to_rich
 from benchmarks.step_cost import CONTENDERS, HEADER, OFA_1, ROWS, make_step, rows_of, time_in_turns
 from ofa.models import fast_dtype
@@ -20,7 +20,7 @@ DTYPES = list(dict.fromkeys((torch.float32, fast_dtype())))
 
 
 def random_model(dtype: torch.dtype) -> nn.Module:
-    torch.manual_seed(SEED)
+    torch.manual_seed(DRAW_SEED)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=576,

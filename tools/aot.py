@@ -83,13 +83,13 @@ class Use:
             "bytes of spill loads": self.spill_loads,
             "bytes of local memory": self.stack,
         }
-        found = [f"{value} {name}" for name, value in gated.items() if value]
+        faults = [f"{value} {name}" for name, value in gated.items() if value]
         for name, (wide, total) in {"loads": self.loads, "stores": self.stores}.items():
             if aligned and wide < total:
-                found.append(f"{total - wide} of {total} global {name} narrower than {WIDE_BITS} bits")
+                faults.append(f"{total - wide} of {total} global {name} narrower than {WIDE_BITS} bits")
         if not self.loads[1] + self.stores[1]:
-            found.append("no global access to rows")
-        return found
+            faults.append("no global access to rows")
+        return faults
 
 
 @dataclass
@@ -167,8 +167,8 @@ def compile_build(build: Build) -> Use:
     pointers = [name for name, kind in build.signature.items() if kind.startswith("*")]
 
     def wide(instruction: str) -> tuple[int, int]:
-        found = accesses(compiled.asm["ptx"], instruction)
-        widths = [bits for argument, bits in found if pointers[argument] in build.row_arguments]
+        traced = accesses(compiled.asm["ptx"], instruction)
+        widths = [bits for argument, bits in traced if pointers[argument] in build.row_arguments]
         return sum(bits >= WIDE_BITS for bits in widths), len(widths)
 
     return Use(
@@ -203,7 +203,7 @@ def _prepare() -> None:
 def measure(architectures: list[int], columns: list[int] | None, only: str) -> list[Row]:
     """Compile what the launchers would launch, each build once, and read the numbers."""
     builds: dict[str, Build] = {}
-    found: dict[str, tuple[Row, list[str]]] = {}
+    by_key: dict[str, tuple[Row, list[str]]] = {}
     cases = [Case(dtype, n) for dtype in COLUMNS for n in columns] if columns else CASES
     for case in cases:
         for kernel, args, options in launches(case):
@@ -213,15 +213,15 @@ def measure(architectures: list[int], columns: list[int] | None, only: str) -> l
             keys = [build.key() for build in mine]
             builds |= dict(zip(keys, mine, strict=True))
             row = Row(mine[0].kernel, variant_of(mine[0]), False, [], [], {})
-            row, _ = found.setdefault(keys[0], (row, keys))
+            row, _ = by_key.setdefault(keys[0], (row, keys))
             row.aligned |= mine[0].aligned
             row.dtypes += {str(case.dtype).removeprefix("torch.")} - set(row.dtypes)
             row.columns += {str(case)} - set(row.columns)
     with ProcessPoolExecutor(os.cpu_count(), initializer=_prepare) as pool:
         uses = dict(zip(builds, pool.map(compile_build, builds.values(), chunksize=8), strict=True))
-    for row, keys in found.values():
+    for row, keys in by_key.values():
         row.uses |= {arch: uses[key] for arch, key in zip(architectures, keys, strict=True)}
-    return sorted((row for row, _ in found.values()), key=lambda row: (row.kernel, not row.aligned))
+    return sorted((row for row, _ in by_key.values()), key=lambda row: (row.kernel, not row.aligned))
 
 
 def summary(rows: list[Row]) -> tuple[list[str], list[list[str]]]:

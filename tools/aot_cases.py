@@ -67,7 +67,7 @@ def calls(case: Case) -> list[Callable[[], object]]:
     ]
     if case.pipeline > 1:
         return backward
-    found = [
+    launchers = [
         *backward,
         lambda: launch.rms_norm_forward(x, w, eps, offset, "hf"),
         lambda: launch.add_rms_norm_forward(x, x, w, eps, offset, "fp32"),
@@ -75,7 +75,7 @@ def calls(case: Case) -> list[Callable[[], object]]:
         lambda: launch.step_lengths_backward(p, lengths[1:], lengths[1:]),
     ]
     for seed in (1, torch.empty((), dtype=torch.int64, device="meta")):
-        found += [
+        launchers += [
             lambda s=seed: launch.rademacher(columns, ids, PROBES, layers, s, dtype),
             lambda s=seed: launch.preconditioned_probes(x, w, eps, offset, s, PROBES, ids, layer),
             lambda s=seed: launch.preconditioned_probes_backward(x, w, p, eps, offset, s, ids, layer),
@@ -84,26 +84,26 @@ def calls(case: Case) -> list[Callable[[], object]]:
         ]
     for k in (1, 16):
         t, v = case.rows(k, ROWS), w.new_empty(k, columns)
-        found += [
+        launchers += [
             lambda t=t, v=v: launch.rms_norm_jvp(x, w, t, v, eps, offset),
             lambda t=t, v=v: launch.rms_norm_backward_tangent(x, w, x, t, v, t, eps, offset, True),
             lambda t=t, v=v: launch.rms_norm_backward_tangent(x, w, x, t, None, t, eps, offset, False),
             lambda t=t, v=v: launch.rms_norm_jvp_backward(x, w, t, t, v, eps, offset, True, True),
             lambda t=t, v=v: launch.rms_norm_jvp_backward(x, w, t, t, None, eps, offset, True, False),
         ]
-    return found
+    return launchers
 
 
 def intercept(call: Callable[[], object]) -> list[tuple[JITFunction, tuple, dict]]:
     """The kernels that `call` launches, each with its arguments and options; nothing is launched."""
-    found = []
+    launched = []
 
     def record(kernel, *args, grid, warmup, **options):
-        found.append((kernel, args, options))
+        launched.append((kernel, args, options))
 
     with mock.patch.object(JITFunction, "run", record):
         call()
-    return found
+    return launched
 
 
 def launches(case: Case) -> list[tuple[JITFunction, tuple, dict]]:

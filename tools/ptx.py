@@ -35,25 +35,25 @@ def accesses(ptx: str, instruction: str) -> list[tuple[int, int]]:
         sources.setdefault(name, set()).update(re.findall(r"%rd\d+|\w+_param_\d+", operands))
 
     def origins(name: str) -> set[int]:
-        found, seen, left = set(), set(), [name]
+        roots, seen, left = set(), set(), [name]
         while left:
             name = left.pop()
             if name in pointers:
-                found.add(pointers.index(name))
+                roots.add(pointers.index(name))
             elif name not in seen:
                 seen.add(name)
                 left += sources.get(name, ())
-        return found
+        return roots
 
     pattern = rf"\b{instruction}\.global\S*?(?:\.v(\d))?\.[a-z]+(\d+)\s[^;\[]*\[ *(%rd\d+)"
     widths = [(address, int(vector or 1) * int(bits)) for vector, bits, address in re.findall(pattern, ptx)]
     if instruction == "ld":
         copies = r"\bcp\.async\.c[ag]\.shared\.global\S*\s+\[[^\]]*\], *\[ *(%rd\d+)[^\]]*\], *(\w+)"
         widths += [(address, 8 * int(size, 0)) for address, size in re.findall(copies, ptx)]
-    found = []
+    traced = []
     for address, bits in widths:
         argument = origins(address)
         if len(argument) != 1:
             raise ValueError(f"address {address} is made from {len(argument)} pointer arguments")
-        found.append((argument.pop(), bits))
-    return found
+        traced.append((argument.pop(), bits))
+    return traced

@@ -111,13 +111,13 @@ def runtimes() -> str:
     Raises:
         RuntimeError: the compiler has no shared runtime of that name.
     """
-    cxx, found = load_setup().compiler(), []
+    cxx, libraries = load_setup().compiler(), []
     for name in ("libasan.so", "libstdc++.so"):
         done = subprocess.run([*cxx, f"-print-file-name={name}"], capture_output=True, text=True)
-        found.append(done.stdout.strip())
-        if not Path(found[-1]).is_absolute():
+        libraries.append(done.stdout.strip())
+        if not Path(libraries[-1]).is_absolute():
             raise RuntimeError(f"{cxx[0]} has no {name}: set CXX to a GCC")
-    return " ".join(found)
+    return " ".join(libraries)
 
 
 def run_tests(library: Path, files: list[str]) -> bool:

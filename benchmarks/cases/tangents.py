@@ -168,7 +168,7 @@ def jvps_and_gradients(k: int) -> Case:
 
 
 def tangents(k: int, with_dy: bool) -> Case:
-    """K tangents of the backward, those of dy included or not."""
+    """K tangents of the backward, with or without tangents of dy."""
     operator = "tangent-backward with dẏ" if with_dy else "tangent-backward"
     through, without = partial(_tangents, with_dy=with_dy), partial(_tangents_alone, with_dy=with_dy)
     return Case(

@@ -7,7 +7,7 @@
     python -m benchmarks.gpu --apply sweep.json             # the launch choices that the sweep speaks for
 
 Sections run in order of value, each in a process of its own with its own time limit, and each writes what it
-has measured before the next begins: none is stopped by another's failure. A kernel that fails a parity test
+has measured before the next begins: one that fails stops no other. A kernel that fails a parity test
 loses its own speed rows only. docs/gpu.md says what each number means.
 """
 

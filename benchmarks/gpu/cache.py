@@ -140,8 +140,8 @@ def _compile_all(lines: Iterable[str], folder: str, title: str) -> int:
     """How many of the launches were not in the cache."""
     lines = list(lines)
     with ProcessPoolExecutor(os.cpu_count(), initializer=_begin, initargs=(folder,)) as pool:
-        found = pool.map(compile_line, lines, chunksize=8)
-        shown = track(found, title, total=len(lines), console=Console(stderr=True))
+        hits = pool.map(compile_line, lines, chunksize=8)
+        shown = track(hits, title, total=len(lines), console=Console(stderr=True))
         return sum(not hit for hit in shown)
 
 

@@ -32,9 +32,9 @@ def finding(found: Sequence[dict]) -> str:
     ratios: dict[str, list[float]] = {}
     for row in found:
         medians = {e["label"]: e["median"] for e in row.get("group", {}).get("entries", ())}
-        ours, theirs = medians.get(contenders.KERNELS_ALONE), medians.get(contenders.COMPILED)
-        if ours and theirs:
-            ratios.setdefault(row["case"], []).append(theirs / ours)
+        ours, compiled = medians.get(contenders.KERNELS_ALONE), medians.get(contenders.COMPILED)
+        if ours and compiled:
+            ratios.setdefault(row["case"], []).append(compiled / ours)
     return "; ".join(
         f"{case}: compiled takes {min(of):.2f}–{max(of):.2f} of ours" for case, of in ratios.items()
     )

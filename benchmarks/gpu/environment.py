@@ -28,10 +28,10 @@ def _version(package: str) -> str:
 
 def describe(card: Card) -> dict:
     """The machine, its software, and what became of the kernels that were compiled ahead."""
-    found = machine.describe("cpu" if card.rehearsal else card.device)
+    about = machine.describe("cpu" if card.rehearsal else card.device)
     return {
         "kind": "machine",
-        **found,
+        **about,
         "card": card.name,
         "card_memory": card.memory,
         "cuda": torch.version.cuda or "none",

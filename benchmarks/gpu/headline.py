@@ -66,8 +66,8 @@ class Item:
 
 def items(shapes: Sequence[tuple[int, int]] = SHAPES, cases: Sequence[Case] = CASES) -> list[Item]:
     """Shape by shape, the tangents last, since they take longest."""
-    found = [Item(case, *shape) for shape in shapes for case in cases]
-    return sorted(found, key=lambda item: item.case.k)
+    plan = [Item(case, *shape) for shape in shapes for case in cases]
+    return sorted(plan, key=lambda item: item.case.k)
 
 
 def estimate() -> float:
@@ -139,8 +139,8 @@ def measure(card: Card, item: Item, labels: Sequence[str], kernels: ModuleType |
         times = interleave(replays, card.pace(0.5, (5, 51), 50))
     times = {label: [seconds / sets for seconds in of_label] for label, of_label in times.items()}
     bytes_moved = dict.fromkeys(times, moved) | {COPY: 2 * max(moved // 2, 1)}
-    found = entries(times, bytes_moved, COPY, COPY, case.eager, notes)
-    return Group(case.name, item.rows, item.columns, input_sets[0].dtype_name, tuple(found))
+    lines = entries(times, bytes_moved, COPY, COPY, case.eager, notes)
+    return Group(case.name, item.rows, item.columns, input_sets[0].dtype_name, tuple(lines))
 
 
 @contextmanager

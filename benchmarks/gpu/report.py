@@ -16,7 +16,7 @@ LARGEST = 15 * 2**20  # bytes of a file
 
 
 class Record:
-    """The results of a run, those of an earlier one in the same folder included.
+    """The results of a run, and of earlier runs into the same folder where it does not replace them.
 
     Attributes:
         folder: where the files are.

@@ -112,20 +112,20 @@ def choices(residency: str, columns: int) -> list[Choice]:
     full = triton.next_power_of_2(columns)
     blocks = [(full, True)] * (full <= LONGEST_WHOLE)
     blocks += [(block, False) for block in BLOCKS if 2 * block <= full]
-    found = [now]
+    tried = [now]
     for block, whole in blocks:
         for warps in WARPS:
             if FEWEST_COLUMNS <= block / (warps * WARP_THREADS) <= MOST_COLUMNS:
                 fitting = min(now.registers, REGISTER_FILE // (warps * WARP_THREADS))
-                found.append(replace(now, block=block, whole=whole, warps=warps, registers=fitting))
+                tried.append(replace(now, block=block, whole=whole, warps=warps, registers=fitting))
     threads = now.warps * WARP_THREADS
-    found += [replace(now, registers=count) for count in REGISTERS if count * threads <= REGISTER_FILE]
+    tried += [replace(now, registers=count) for count in REGISTERS if count * threads <= REGISTER_FILE]
     if residency in SHARED_ROWS:
-        found += [replace(now, programs=count) for count in PROGRAMS]
+        tried += [replace(now, programs=count) for count in PROGRAMS]
     if residency == "BACKWARD":
-        found += [replace(now, pipeline=depth) for depth in PIPELINES]
-        found += [replace(now, partials=block) for block in PARTIALS]
-    return list(dict.fromkeys(found))
+        tried += [replace(now, pipeline=depth) for depth in PIPELINES]
+        tried += [replace(now, partials=block) for block in PARTIALS]
+    return list(dict.fromkeys(tried))
 
 
 @contextmanager

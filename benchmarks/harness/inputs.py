@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ofa_kernels import reference
 
-SEED = 0x5EED_0FA0_0000_0001  # 64 bits, so that nothing can drop the upper half
+SEED = 0x5EED_0FA0_0000_0001  # of probes: 64 bits, so that nothing can drop the upper half
+DRAW_SEED = 0  # of PyTorch's random numbers: inputs and models
 
 
 class Inputs:
@@ -24,7 +25,7 @@ class Inputs:
     def __init__(self, rows: int, columns: int, dtype: torch.dtype, k: int = 1, device: str = "cpu"):
         self.rows, self.columns, self.dtype, self.k, self.device = rows, columns, dtype, k, device
         # tensors of the device "meta" have no values to draw
-        self._draw = None if device == "meta" else torch.Generator(device).manual_seed(0)
+        self._draw = None if device == "meta" else torch.Generator(device).manual_seed(DRAW_SEED)
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=self.dtype, device=self.device, generator=self._draw)

@@ -32,7 +32,7 @@ def _git(*arguments: str) -> str:
 def describe(device: str = "cpu") -> dict[str, str | int]:
     """Hardware, versions, commit and date, for a result's JSON."""
     commit = _git("rev-parse", "--short=10", "HEAD") or "unknown"
-    found = {
+    about = {
         "cpu": _cpu(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
@@ -44,19 +44,19 @@ def describe(device: str = "cpu") -> dict[str, str | int]:
     }
     if device == "cuda":
         card = torch.cuda.get_device_properties(0)
-        found |= {
+        about |= {
             "card": card.name,
             "card_memory": card.total_memory,
             "cuda": torch.version.cuda or "unknown",
         }
-    return found
+    return about
 
 
-def line(found: dict) -> str:
+def line(about: dict) -> str:
     """`describe`'s answer as one line of text."""
-    gpu = f"{found['card']}, CUDA {found['cuda']}, " if "card" in found else ""
+    gpu = f"{about['card']}, CUDA {about['cuda']}, " if "card" in about else ""
     return (
-        f"{gpu}{found['cpu']}, {found['cores']} cores, {found['threads']} threads, torch {found['torch']}, "
-        f"transformers {found['transformers']}, Python {found['python']}, commit {found['commit']}, "
-        f"{found['date']}"
+        f"{gpu}{about['cpu']}, {about['cores']} cores, {about['threads']} threads, torch {about['torch']}, "
+        f"transformers {about['transformers']}, Python {about['python']}, commit {about['commit']}, "
+        f"{about['date']}"
     )

@@ -1,6 +1,6 @@
 """What a case's results should be, and how far others are from it.
 
-All rows of a small inputs are computed in float64. Of a large one some are, spread evenly; its sums over
+All rows of small inputs are computed in float64. Of large ones some are, spread evenly; their sums over
 rows have float32 terms, far more exact than the float32 sums they judge, and are added up in float64.
 """
 
@@ -18,14 +18,14 @@ CHECKED = {"cpu": 2**21, "cuda": 2**24}  # elements of a result that are compare
 
 
 class Rows:
-    """The inputs' tensors in another type, cut to some of its rows."""
+    """The inputs' tensors in another type, cut to some of the rows."""
 
     def __init__(self, inputs: Inputs, rows: slice | Tensor, to: torch.dtype):
-        self._problem, self._rows, self._to = inputs, rows, to
+        self._inputs, self._rows, self._to = inputs, rows, to
         self.dtype, self.all_rows = inputs.dtype, inputs.rows
 
     def __getattr__(self, name: str) -> Tensor:
-        t = getattr(self._problem, name).detach()
+        t = getattr(self._inputs, name).detach()
         return (t if name in ("gamma", "weight_dot") else t[..., self._rows, :]).to(self._to)
 
 
