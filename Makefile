@@ -44,14 +44,14 @@ $(OLDEST_TRITON): | $(READY)
 	mv $@.part $@
 
 aot: $(READY) $(OLDEST_TRITON)  ## compile every Triton kernel for three architectures: no spills, 128-bit loads
-	$(BIN)/python -m benchmarks.aot --write benchmarks/aot.md
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.aot --write benchmarks/aot-3.6.0.md
+	$(BIN)/python -m tools.aot --write tools/aot.md
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tools.aot --write tools/aot-3.6.0.md
 
 sanitize: $(READY)  ## run the C++ kernels, fuzzed and from Python, under the address and UB sanitizers
-	$(BIN)/python -m benchmarks.sanitize
+	$(BIN)/python -m tools.sanitize
 
-copies: $(READY)  ## time every operator beside a copy, eager PyTorch and torch.compile, taking turns
-	$(BIN)/python -m benchmarks.copies
+copies: $(READY)  ## time every operator, order and size in turns, beside a copy
+	$(BIN)/python -m benchmarks.cpu
 
 roofline: $(READY)  ## print what each kernel has to move, and how long that takes on H100, H200 and this CPU
 	$(BIN)/python -m benchmarks.roofline
@@ -72,9 +72,8 @@ gpu-cache: $(GPU_READY)  ## compile for sm_90 what `make gpu` launches, for a ma
 	$(GPU_VENV)/bin/python -m pytest tests/ofa_kernels -q -k triton -m 'not host' -p benchmarks.gpu.launches --launches build/launches.jsonl
 	$(GPU_VENV)/bin/python -m benchmarks.gpu.cache build/launches.jsonl
 
-bench: $(READY)  ## measure against eager PyTorch and the authors' step, and print the table
+bench: $(READY)  ## time ours, eager PyTorch, torch.compile and the authors' step in turns (about 3 minutes)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only --benchmark-json bench.json
-	$(BIN)/python -m benchmarks.report bench.json
 
 bench-smoke: $(READY)  ## run every benchmark once, to see that it runs
 	$(BIN)/python -m pytest benchmarks/ --benchmark-disable

@@ -1,1 +1,1 @@
-"""Benchmarks and the compile gate; see `report.py` and `aot.py`."""
+"""What is measured: `cpu.py`, `step_cost.py`, `gpu` and others are commands, `test_*.py` run in pytest."""

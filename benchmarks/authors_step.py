@@ -1,5 +1,7 @@
 """The objective of the OFA authors' code, written anew to be timed, apart from `ofa.loss.paper_code`."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,21 +11,28 @@ LAMBDA_STEP = 1e-2
 LAMBDA_SHARP = 1e-3
 
 
+def _layers(model: nn.Module) -> list[nn.Module]:
+    return list(model.get_submodule("model.layers").children())
+
+
 def frozen_gammas(model: nn.Module) -> list[Tensor]:
     """γ0: the pretrained post-attention weights, one a layer; they stay P throughout training."""
-    return [layer.post_attention_layernorm.weight.detach().clone() for layer in model.model.layers]
+    gammas = (layer.get_parameter("post_attention_layernorm.weight") for layer in _layers(model))
+    return [gamma.detach().clone() for gamma in gammas]
+
+
+def _shifted(shift: Tensor, _: nn.Module, args: tuple) -> tuple:
+    return args[0] + shift.to(args[0].dtype), *args[1:]
 
 
 def _noisy_states(model: nn.Module, inputs: dict[str, Tensor], shifts: list[Tensor]) -> tuple[Tensor, ...]:
     """Hidden states of a second full pass, every layer's input shifted at every token."""
     handles = [
-        layer.register_forward_pre_hook(
-            lambda _, args, shift=shift: (args[0] + shift.to(args[0].dtype), *args[1:])
-        )
-        for layer, shift in zip(model.model.layers, shifts, strict=True)
+        layer.register_forward_pre_hook(partial(_shifted, shift))
+        for layer, shift in zip(_layers(model), shifts, strict=True)
     ]
     try:
-        return model.model(**inputs, output_hidden_states=True).hidden_states
+        return model.get_submodule("model")(**inputs, output_hidden_states=True).hidden_states
     finally:
         for handle in handles:
             handle.remove()

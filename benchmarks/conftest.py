@@ -1,25 +1,47 @@
-"""How one contender of a case is timed by pytest-benchmark, and what its numbers depend on.
+"""How `pytest benchmarks/` times: each test is a table, whose contenders take turns in one process.
 
-Without a timer (`--benchmark-disable`) only the first shape of each file runs: enough to see that it runs.
+pytest-benchmark's own table and files hold the times of ours; every contender's numbers are in the file's
+`extra_info` and in the tables at the end. Without a timer (`--benchmark-disable`) every contender of the
+first shape of each file runs once and is checked.
 """
 
-import importlib.metadata
+import io
 from collections.abc import Callable
-from functools import lru_cache
+from functools import partial
 
 import pytest
 import torch
+from rich.console import Console
+from rich.table import Table
 
-from benchmarks import allocator, measure, norms
-from benchmarks.cases import Case
-from benchmarks.problem import Problem
-from benchmarks.truth import expected
-from ofa_kernels.dispatch import kernels_for
+from benchmarks.harness import allocator, contenders, machine
+from benchmarks.harness.case import Case
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.interleave import Pace, cuda_clock
+from benchmarks.harness.measure import prepare
+from benchmarks.harness.replay import Replay
+from benchmarks.harness.tables import Group, summaries, to_rich
+from ofa_kernels.dispatch import backend_for, kernels_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16)
-BACKENDS = ("triton" if DEVICE == "cuda" else "native", "reference")
-ELEMENTS_A_ROUND = 4_000_000
+FLUSHED = 2**30  # bytes: more than a card's cache, and more time than the host needs for a launch
+TABLES = pytest.StashKey[list[Group | Table]]()
+BUDGET, ROUNDS = 0.4, (5, 101)  # everything has to end within five minutes on two cores
+REPLAY = Replay()
+
+
+def _pace() -> Pace:
+    if DEVICE == "cpu":
+        return Pace(BUDGET, ROUNDS)
+    target = torch.empty(FLUSHED, dtype=torch.uint8, device=DEVICE)
+    event = partial(torch.cuda.Event, enable_timing=True)
+    clock = cuda_clock(target.zero_, torch.cuda.synchronize, event)
+    return Pace(BUDGET, ROUNDS, iterations=20, clock=clock, before=lambda: None)
+
+
+def pytest_configure(config):
+    config.stash[TABLES] = []
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,87 +49,78 @@ def settled_allocator():
     allocator.settle()
 
 
+def _machine() -> dict:
+    return machine.describe(DEVICE) | {"backend": backend_for(torch.empty(1, 1, device=DEVICE))}
+
+
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["torch"] = torch.__version__
-    machine_info["torch_threads"] = torch.get_num_threads()
-    machine_info["transformers"] = importlib.metadata.version("transformers")
-    if DEVICE == "cuda":
-        machine_info["card"] = torch.cuda.get_device_name()
+    machine_info["measured_on"] = _machine()  # "cpu" and others are taken
 
 
 def pytest_generate_tests(metafunc):
-    """A module's CASES at its SHAPES, by type and contender; ours once a backend."""
-    if "contender" not in metafunc.fixturenames:
+    """A module's CASES at its SHAPES, by type."""
+    if "case" not in metafunc.fixturenames:
         return
-    module, runs = metafunc.module, []
-    smoke = metafunc.config.getoption("benchmark_disable")
-    for case in module.CASES:
-        left_out = {norms.KERNELS_ALONE, norms.OURS} | ({norms.LIGER} if DEVICE == "cpu" else set())
-        labels = dict.fromkeys((measure.COPY, measure.full_rate(case), *case.makers))
-        labels = [label for label in labels if label not in left_out]
-        labels += [f"{norms.OURS}, {backend}" for backend in BACKENDS]
-        for rows, columns in module.SHAPES[: 1 if smoke else None]:
-            for dtype in DTYPES:
-                size = rows, columns, dtype, case.k
-                runs += [
-                    pytest.param(
-                        case, size, label, id=f"{case.name}-{rows}x{columns}-{str(dtype)[6:]}-{label}"
-                    )
-                    for label in labels
-                ]
-    metafunc.parametrize(("case", "size", "contender"), runs)
+    module = metafunc.module
+    shapes = module.SHAPES[: 1 if metafunc.config.getoption("benchmark_disable") else None]
+    tables = [
+        pytest.param(case, shape, dtype, id=f"{case.name}-{shape[0]}x{shape[1]}-{str(dtype)[6:]}")
+        for case in module.CASES
+        for shape in shapes
+        for dtype in DTYPES
+    ]
+    metafunc.parametrize(("case", "shape", "dtype"), tables)
 
 
-# the contenders of a case at one size follow each other and share its tensors
-@lru_cache(maxsize=1)
-def _problem(case: Case, size: tuple):
-    problem = Problem(*size, device=DEVICE)
-    with torch.no_grad():
-        return problem, expected(problem, case.truth)
-
-
-def _waiting(call: Callable[[], object]) -> Callable[[], object]:
-    def wait():
-        result = call()
-        torch.cuda.synchronize()
-        return result
-
-    return wait if DEVICE == "cuda" else call
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "add_table" in item.fixturenames:
+            item.add_marker(pytest.mark.benchmark(timer=REPLAY.clock))
 
 
 @pytest.fixture
-def time_contender(benchmark, monkeypatch) -> Callable[[Case, tuple, str], None]:
-    """Finds a contender right against float64, then times it."""
+def add_table(benchmark, pytestconfig) -> Callable[[Group | Table, dict, list[float]], None]:
+    """Reports a table, its numbers in pytest-benchmark's file, and some of its times as the test's."""
 
-    def time(case: Case, size: tuple, label: str) -> None:
-        problem, truth = _problem(case, size)
-        maker, _, backend = label.partition(f"{norms.OURS}, ")
-        copies, moved = measure.copies_of(case, problem)
-        with torch.set_grad_enabled(case.recorded):
-            if label in copies:
-                call, bytes_moved = copies[label], moved[label]
-            else:
-                if backend:
-                    maker = norms.OURS
-                    monkeypatch.setenv("OFA_BACKEND", backend)
-                try:
-                    kernels = kernels_for(problem.x.detach())
-                except RuntimeError as reason:  # the backend can't run here
-                    pytest.skip(str(reason))
-                try:
-                    call = measure.checked_call(case, maker, problem, kernels, truth)
-                except norms.UnavailableError as reason:
-                    pytest.skip(str(reason))
-                bytes_moved = measure.bytes_of(case, problem)
-            benchmark.group = f"{case.name}, {problem.rows} x {problem.columns}, {problem.dtype_name}"
-            benchmark.extra_info.update(
-                label=label,
-                baseline=label == case.eager,
-                copy=label == measure.full_rate(case),
-                bytes=bytes_moved,
-            )
-            # a round of a small tensor is repeated until it takes about as long as one of the largest
-            iterations = max(1, ELEMENTS_A_ROUND // (problem.x.numel() * problem.k))
-            benchmark.pedantic(_waiting(call), rounds=7, warmup_rounds=2, iterations=iterations)
+    def add(table: Group | Table, numbers: dict, times: list[float]) -> None:
+        pytestconfig.stash[TABLES].append(table)
+        benchmark.extra_info.update(numbers)
+        REPLAY.feed(benchmark, times)
+
+    return add
+
+
+@pytest.fixture
+def time_case(benchmark, add_table) -> Callable[[Case, tuple[int, int], torch.dtype], None]:
+    """Finds all contenders of a case right against float64, then times them in turns."""
+
+    def time(case: Case, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        inputs = Inputs(*shape, dtype, case.k, DEVICE)
+        skipped = {contenders.LIGER} if DEVICE == "cpu" else set()
+        prepared = prepare(case, inputs, kernels_for(inputs.x.detach()), skipped)
+        if benchmark.disabled:
+            benchmark(prepared.calls[contenders.OURS])
+            return
+        times = prepared.time(_pace())
+        group = prepared.group(times)
+        benchmark.group = contenders.OURS
+        add_table(group, group.to_json(), times[contenders.OURS])
 
     return time
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-benchmark's own table
+def pytest_terminal_summary(terminalreporter, config):
+    tables = config.stash[TABLES]
+    if not tables:
+        return
+    text = io.StringIO()
+    console = Console(file=text, width=120)
+    about = _machine()
+    console.print(f"{machine.line(about)}; backend {about['backend']}", highlight=False)
+    for table in tables:
+        console.print(table.table() if isinstance(table, Group) else table)
+    for summary in summaries(table for table in tables if isinstance(table, Group)):
+        console.print(to_rich(*summary))
+    terminalreporter.section("contenders in turns")
+    terminalreporter.write(text.getvalue())

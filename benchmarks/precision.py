@@ -18,8 +18,8 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 import ofa
-from benchmarks import machine
-from benchmarks.table import to_markdown, to_rich
+from benchmarks.harness import machine
+from benchmarks.harness.tables import to_markdown, to_rich
 from ofa.data import datasets as catalog
 from ofa.data.batch import pad
 from ofa.data.draws import draw_shots
@@ -33,17 +33,17 @@ FD_EPS = (1e-1, 1e-2, 1e-3)
 
 def layer_sharpness(model: str, ids: list[list[int]]) -> dict[str, torch.Tensor]:
     """Mean H over the examples [layers], by type and method."""
-    batch, found = pad(ids, torch.device("cpu")), {}
+    batch, sharpness = pad(ids, torch.device("cpu")), {}
     for dtype in (FLOAT, SHORT):
         lm, _ = ofa.models.load(model, dtype=dtype)
         patch_model(lm)
         name = str(dtype).removeprefix("torch.")
         with torch.no_grad():
-            found[f"{name}, exact"] = ofa.sharpness(lm, batch, N_PROBES).value.mean(1).float()
+            sharpness[f"{name}, exact"] = ofa.sharpness(lm, batch, N_PROBES).value.mean(1).float()
             for eps in FD_EPS:
                 measured = ofa.sharpness(lm, batch, N_PROBES, method="fd", fd_eps=eps)
-                found[f"{name}, differences with ε = {eps:g}"] = measured.value.mean(1).float()
-    return found
+                sharpness[f"{name}, differences with ε = {eps:g}"] = measured.value.mean(1).float()
+    return sharpness
 
 
 def mcnemar(first: torch.Tensor, second: torch.Tensor) -> tuple[int, int, float]:
@@ -86,8 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     console = Console(width=None if sys.stdout.isatty() else 110)
-    found = machine.describe()
-    console.print(machine.line(found), highlight=False)
+    about = machine.describe()
+    console.print(machine.line(about), highlight=False)
     chosen, pool, _ = catalog.load(options.task, options.data)
     _, tokenizer = ofa.models.load(options.model)
     ids = [chosen.encode(tokenizer, row["text"], 4096).ids for row in pool[:8]]
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     console.print(line, highlight=False)
     if options.json:
         record = {
-            "machine": found,
+            "machine": about,
             "task": options.task,
             "sharpness": {name: value.tolist() for name, value in measured.items()},
             "accuracy": accuracies,
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
     if options.markdown:
-        lines = [machine.line(found), "", *to_markdown(title, header, rows), line, ""]
+        lines = [machine.line(about), "", *to_markdown(title, header, rows), line, ""]
         options.markdown.write_text("\n".join(lines), encoding="utf-8")
     return 0
 

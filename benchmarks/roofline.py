@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import allocator, machine
-from benchmarks.alternate import cpu_clock
-from benchmarks.table import seconds, to_markdown, to_rich
-from benchmarks.traffic import KERNELS
+from benchmarks.harness import allocator, machine
+from benchmarks.harness.interleave import cpu_clock
+from benchmarks.harness.tables import seconds, to_markdown, to_rich
+from benchmarks.harness.traffic import KERNELS
 
 PEAKS = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}

@@ -17,20 +17,21 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 import ofa
-from benchmarks import machine
 from benchmarks.authors_step import authors_loss, frozen_gammas
-from benchmarks.table import seconds, to_markdown, to_rich
+from benchmarks.harness import machine
+from benchmarks.harness.interleave import Pace, interleave
+from benchmarks.harness.tables import seconds, to_markdown, to_rich
 from ofa.data import datasets as catalog
 from ofa.data.batch import pad
 from ofa.data.draws import draw_shots
@@ -48,7 +49,7 @@ CONFIGS = {
 }
 CONTENDERS = (PEFT, CE, OFA_1, OFA_8, AUTHORS)
 Batch = dict[str, torch.Tensor]
-Step = Callable[[Batch], None]
+Step = Callable[[Batch], torch.Tensor]
 HEADER = ("", "median", "IQR", "/ PEFT", "/ CE", "/ authors'")
 
 
@@ -94,15 +95,17 @@ def trained(lm: nn.Module) -> list[nn.Parameter]:
 
 
 def make_step(name: str, lm: nn.Module) -> Step:
-    """A contender's optimiser step."""
+    """A contender's optimiser step, which returns the loss before it."""
     lm, loss = make_loss(name, lm)
     # a learning rate of 0 leaves the model as it is and does all of the work
     optimizer = torch.optim.AdamW(trained(lm), lr=0.0)
 
-    def step(batch: Batch) -> None:
+    def step(batch: Batch) -> torch.Tensor:
         optimizer.zero_grad()
-        loss(batch).backward()
+        value = loss(batch)
+        value.backward()
         optimizer.step()
+        return value.detach()
 
     return step
 
@@ -118,26 +121,20 @@ def batches(task: str, data: Path, tokenizer) -> dict[str, Batch]:
     fitting = [ids for ids in prompts if len(ids) <= longest]
     real = [max(fitting, key=len), *fitting[: ROWS - 1]]
     joined = [list(chain(*prompts[i::ROWS]))[:longest] for i in range(ROWS)]
-    found = {}
+    batches_by_title = {}
     for ids in (real, joined):
         batch = pad(ids, torch.device("cpu"))
         batch["labels"] = torch.tensor([row[0] for row in ids])
         padding = 1 - batch["attention_mask"].float().mean()
         size = " x ".join(map(str, batch["input_ids"].shape))
-        found[f"{task}, {size}, {padding:.0%} padding"] = batch
-    return found
+        batches_by_title[f"{task}, {size}, {padding:.0%} padding"] = batch
+    return batches_by_title
 
 
-def alternate(steps: dict[str, Step], batch: Batch, rounds: int, title: str) -> dict[str, list[float]]:
+def time_in_turns(steps: Mapping[str, Step], batch: Batch, rounds: int) -> dict[str, list[float]]:
     """Seconds a step, in turns, after one that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in track(range(rounds + 1), description=title, console=Console(stderr=True), transient=True):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step(batch)
-            if round_:
-                times[name].append(time.perf_counter() - begin)
-    return times
+    pace = Pace(budget=0.0, rounds=(rounds, rounds), iterations=1, before=lambda: None, warm=0)
+    return interleave({name: partial(step, batch) for name, step in steps.items()}, pace)
 
 
 def rows_of(times: dict[str, list[float]]) -> list[tuple[str, ...]]:
@@ -173,9 +170,9 @@ def peak_bytes(name: str, model: str, dtype: torch.dtype, batch: Batch) -> int:
     out = context.Queue()
     process = context.Process(target=_peak, args=(name, model, dtype, batch, out))
     process.start()
-    found = out.get()
+    peak = out.get()
     process.join()
-    return found
+    return peak
 
 
 def epochs(task: str, data: Path, model: str) -> dict[str, float]:
@@ -185,7 +182,7 @@ def epochs(task: str, data: Path, model: str) -> dict[str, float]:
     shots, _ = draw_shots(pool, 5, 0, chosen.label_words)
     labels = chosen.label_ids(tokenizer)
     ids = [chosen.encode(tokenizer, shot["text"], 4096).ids for shot in shots]
-    found = {}
+    medians = {}
     for name, dtype, size in (
         (AUTHORS, torch.float32, 1),
         (OFA_1, torch.float32, 5),
@@ -203,8 +200,8 @@ def epochs(task: str, data: Path, model: str) -> dict[str, float]:
                 step(part)
             times.append(time.perf_counter() - begin)
         type_name = str(dtype).removeprefix("torch.")
-        found[f"{name}, {type_name}, {size} at a time"] = statistics.median(times[1:])
-    return found
+        medians[f"{name}, {type_name}, {size} at a time"] = statistics.median(times[1:])
+    return medians
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -229,11 +226,11 @@ def main(argv: list[str] | None = None) -> int:
     dtypes = [getattr(torch, name) for name in names or ()] or list(
         dict.fromkeys((torch.float32, fast_dtype()))
     )
-    found = machine.describe()
+    about = machine.describe()
     console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(machine.line(found), highlight=False)
+    console.print(machine.line(about), highlight=False)
     _, tokenizer = ofa.models.load(options.model)
-    tables, record = [], {"machine": found, "model": options.model, "steps": {}, "memory": {}, "epochs": {}}
+    tables, record = [], {"machine": about, "model": options.model, "steps": {}, "memory": {}, "epochs": {}}
 
     def show(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         tables.append((title, header, rows))
@@ -246,7 +243,8 @@ def main(argv: list[str] | None = None) -> int:
         type_name = str(dtype).removeprefix("torch.")
         steps = {name: make_step(name, load(options.model, dtype)) for name in CONTENDERS}
         for title, batch in sized.items():
-            times = alternate(steps, batch, options.rounds, f"{title}, {type_name}")
+            with console.status(f"{title}, {type_name}"):
+                times = time_in_turns(steps, batch, options.rounds)
             record["steps"][f"{title}, {type_name}"] = times
             show(f"step, {title}, {type_name}", HEADER, rows_of(times))
         del steps
@@ -262,14 +260,14 @@ def main(argv: list[str] | None = None) -> int:
         ]
         show(f"peak memory above the weights, {title}, {type_name}", ("", "peak", "/ CE", "/ authors'"), rows)
     task = options.tasks.split(",")[0]
-    record["epochs"] = found_epochs = epochs(task, options.data, options.model)
-    slowest = max(found_epochs.values())
-    rows = [(name, seconds(value), f"{slowest / value:.1f}") for name, value in found_epochs.items()]
+    record["epochs"] = of_epochs = epochs(task, options.data, options.model)
+    slowest = max(of_epochs.values())
+    rows = [(name, seconds(value), f"{slowest / value:.1f}") for name, value in of_epochs.items()]
     show(f"epoch of ten shots, {task}", ("", "median", "times faster"), rows)
     if options.json:
         options.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
     if options.markdown:
-        lines = [machine.line(found), ""]
+        lines = [machine.line(about), ""]
         for table in tables:
             lines += to_markdown(*table)
         options.markdown.write_text("\n".join(lines), encoding="utf-8")

@@ -1,33 +1,28 @@
-"""What does an optimiser step cost: cross-entropy only, OFA with 1 and 8 probes, the authors' objective?
+"""What does an optimiser step cost: LN-tuning by PEFT or ours, OFA, and the authors' objective?
 
-A random model of SmolLM2-135M's shape (the weights don't change the cost), 8 prompts of 44 tokens, AdamW on
-γ, one process. The baseline of each group is our own step with cross-entropy only.
+A random model of SmolLM2-135M's shape (the weights don't change the cost), random prompts, no padding.
+`python -m benchmarks.step_cost` does the same with the real model and real prompts, and measures memory.
 """
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import ofa
-from benchmarks.authors_step import authors_loss, frozen_gammas
+from benchmarks.harness.inputs import DRAW_SEED
+from benchmarks.harness.tables import to_rich
+from benchmarks.step_cost import CONTENDERS, HEADER, OFA_1, ROWS, make_step, rows_of, time_in_turns
 from ofa.models import fast_dtype
 
-ROWS, TOKENS = 8, 44
-CE_ONLY = "CE only (LN-tuning)"
-CONFIGS = {
-    CE_ONLY: ofa.OFAConfig(lambda_step=0, lambda_sharp=0),
-    "OFA, 1 probe": ofa.OFAConfig(n_probes=1),
-    "OFA, 8 probes": ofa.OFAConfig(n_probes=8),
-}
-AUTHORS = "authors' objective"
+TOKENS, ROUNDS = 44, 3
+VOCABULARY = 49152
 DTYPES = list(dict.fromkeys((torch.float32, fast_dtype())))
 
 
-@pytest.fixture(scope="module", params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def model(request):
-    torch.manual_seed(0)
+def random_model(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(DRAW_SEED)
     config = LlamaConfig(
-        vocab_size=49152,
+        vocab_size=VOCABULARY,
         hidden_size=576,
         intermediate_size=1536,
         num_hidden_layers=30,
@@ -35,35 +30,23 @@ def model(request):
         num_key_value_heads=3,
         tie_word_embeddings=True,
     )
-    model = LlamaForCausalLM(config).to(request.param).eval()
-    ofa.patch_model(model)
-    return model
+    return nn.Module.to(LlamaForCausalLM(config), dtype)
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, AUTHORS])
-def test_step(benchmark, model, name):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_step(benchmark, add_table, dtype):
     batch = {
-        "input_ids": torch.randint(0, 49152, (ROWS, TOKENS)),
+        "input_ids": torch.randint(VOCABULARY, (ROWS, TOKENS)),
         "attention_mask": torch.ones(ROWS, TOKENS, dtype=torch.int64),
-        "labels": torch.randint(0, 49152, (ROWS,)),
+        "labels": torch.randint(VOCABULARY, (ROWS,)),
     }
-    weights = [p for p in model.parameters() if p.requires_grad]
-    # a learning rate of 0 keeps the model the same for every entry; the step does all of its work
-    optimizer = torch.optim.AdamW(weights, lr=0.0)
-    gammas = frozen_gammas(model)
-
-    def step():
-        if name == AUTHORS:
-            loss = authors_loss(model, batch, gammas)
-        else:
-            loss = ofa.objective(model, batch, CONFIGS[name]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    benchmark.group = f"optimiser step, {ROWS} x {TOKENS} tokens, {str(model.dtype).removeprefix('torch.')}"
-    benchmark.extra_info.update(label=name, baseline=name == CE_ONLY)
-    loss = benchmark.pedantic(step, rounds=5, warmup_rounds=1)
-    assert torch.isfinite(loss)
+    steps = {name: make_step(name, random_model(dtype)) for name in CONTENDERS}
+    if benchmark.disabled:
+        losses = {name: step(batch) for name, step in steps.items()}
+        assert all(loss.isfinite() for loss in losses.values()), losses
+        benchmark(steps[OFA_1], batch)
+        return
+    times = time_in_turns(steps, batch, ROUNDS)
+    title = f"optimiser step, {ROWS} x {TOKENS} tokens, {str(dtype).removeprefix('torch.')}"
+    benchmark.group = OFA_1
+    add_table(to_rich(title, HEADER, rows_of(times)), {"steps": title, "times": times}, times[OFA_1])

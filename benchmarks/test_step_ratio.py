@@ -1,10 +1,10 @@
 """What does the step ratio of a model's states cost, with its gradient?"""
 
-from benchmarks.probe_cases import steps_case
+from benchmarks.cases.probes import steps_case
 
 CASES = (steps_case(31),)
 SHAPES = ((8, 576), (64, 4096))
 
 
-def test_step_ratio(time_contender, case, size, contender):
-    time_contender(case, size, contender)
+def test_step_ratio(time_case, case, shape, dtype):
+    time_case(case, shape, dtype)

@@ -7,7 +7,7 @@
     python -m benchmarks.gpu --apply sweep.json             # the launch choices that the sweep speaks for
 
 Sections run in order of value, each in a process of its own with its own time limit, and each writes what it
-has measured before the next begins: none is stopped by another's failure. A kernel that fails a parity test
+has measured before the next begins: one that fails stops no other. A kernel that fails a parity test
 loses its own speed rows only. docs/gpu.md says what each number means.
 """
 
@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.gpu import runner
 from benchmarks.gpu.report import DATA, TEXT, Record
 from benchmarks.gpu.section import SECTIONS, Section, Task, chosen
-from benchmarks.table import to_rich
+from benchmarks.harness.tables import to_rich
 
 RESULTS = runner.ROOT / "benchmarks" / "results"
 MINUTES = 9.5
@@ -95,15 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         describe_plan(sections, console)
         return 0
-    card = _card_name()
-    if not options.rehearse and card is None:
+    card = None if options.rehearse else _card_name()
+    if card is None and not options.rehearse:
         console.print("this machine has no GPU that PyTorch can use; --rehearse runs without", style="red")
         return 2
 
     out = options.out or (Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
-    if out is None and options.rehearse:
-        out = Path(tempfile.mkdtemp(prefix="rehearsal-"))  # nothing that was rehearsed is a result
-    out = (out or RESULTS / card).resolve()
+    if out is None:  # nothing that was rehearsed is a result
+        out = RESULTS / card if card else Path(tempfile.mkdtemp(prefix="rehearsal-"))
+    out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     record = run(sections, Task(str(out)), options.minutes, options.rehearse, console)
     console.print(to_rich("sections", ("section", "status", "s", "finding"), record.summary()))

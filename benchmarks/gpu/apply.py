@@ -20,15 +20,15 @@ NOISE = 1.02  # a smaller ratio is the difference between two runs of one choice
 
 def varied(times: Times, name: str) -> Times:
     """The choices that differ from the present one in this respect only."""
-    found = {}
+    of_columns = {}
     for columns, of_length in times.items():
         now = next(iter(of_length))
-        found[columns] = {
+        of_columns[columns] = {
             choice: seconds
             for choice, seconds in of_length.items()
             if replace(choice, **{name: getattr(now, name)}) == now
         }
-    return found
+    return of_columns
 
 
 def relative(times: Times, value_of: Callable[[Choice], object]) -> dict[object, float]:
@@ -90,14 +90,14 @@ def residency(name: str, times: Times) -> list[str]:
         kind: {n: {c: s for c, s in of.items() if c.whole is kind} for n, of in times.items()}
         for kind in (True, False)
     }
-    found = {
+    chosen = {
         "whole": longest_whole(times, now.whole),
         "block": best(relative(of_kind[False], lambda c: c.block), now.block),
         "per_warp": best(relative(of_kind[True], lambda c: c.block // c.warps), now.per_warp),
         "registers": best(relative(varied(times, "registers"), lambda c: c.registers), now.registers),
     }
-    lines = [f"# {part}: {value}, now {getattr(now, part)}; {why}" for part, (value, why) in found.items()]
-    return [*lines, f"{name} = Residency({', '.join(str(value) for value, _ in found.values())})", ""]
+    lines = [f"# {part}: {value}, now {getattr(now, part)}; {why}" for part, (value, why) in chosen.items()]
+    return [*lines, f"{name} = Residency({', '.join(str(value) for value, _ in chosen.values())})", ""]
 
 
 def proposal(rows: Sequence[dict]) -> list[str]:

@@ -41,14 +41,15 @@ def triton_key() -> str:
     try:
         from triton.runtime.cache import triton_key as key
     except ImportError:
-        from triton.compiler.compiler import triton_key as key
+        # where older Tritons have it; types are checked against the newest
+        from triton.compiler.compiler import triton_key as key  # pyright: ignore[reportAttributeAccessIssue]
     return key()
 
 
 def _folder() -> Path:
-    import triton
+    from triton import knobs
 
-    return Path(triton.knobs.cache.dir)
+    return Path(knobs.cache.dir)
 
 
 def unpack(archive: Path = ARCHIVE, folder: Path | None = None) -> str:
@@ -60,7 +61,10 @@ def unpack(archive: Path = ARCHIVE, folder: Path | None = None) -> str:
     except ImportError:
         return "not used: Triton is not installed"
     with tarfile.open(archive) as packed:
-        about = json.load(packed.extractfile(MANIFEST))
+        manifest = packed.extractfile(MANIFEST)
+        if manifest is None:
+            return f"not used: its {MANIFEST} is not a file"
+        about = json.load(manifest)
         if about["key"] != key:
             return f"not used: packed with another Triton ({about['triton']} for Python {about['python']})"
         packed.extractall(folder, filter="data")
@@ -111,19 +115,21 @@ def _argument(value: object) -> object:
 
 
 def _begin(folder: str) -> None:
-    import triton
+    from triton import knobs
+    from triton.runtime import driver
 
-    triton.knobs.cache.dir = folder
-    triton.knobs.compilation.store_binary_only = True
-    triton.runtime.driver.set_active(_Driver())
+    knobs.cache.dir = folder
+    knobs.compilation.store_binary_only = True
+    # a driver's base class is abstract, and asks for much that compiling doesn't need
+    driver.set_active(_Driver())  # pyright: ignore[reportArgumentType]
 
 
 def compile_line(line: str) -> bool:
     """Compile one recorded launch; whether it was in the cache."""
-    import triton
+    from triton import knobs
 
     launch, hits = json.loads(line), []
-    triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
+    knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
     kernel = getattr(importlib.import_module(launch["module"]), launch["kernel"])
     options = {name: _argument(value) for name, value in launch["options"].items()}
     kernel.run(*map(_argument, launch["args"]), grid=(1, 1, 1), warmup=True, **options)
@@ -134,16 +140,16 @@ def _compile_all(lines: Iterable[str], folder: str, title: str) -> int:
     """How many of the launches were not in the cache."""
     lines = list(lines)
     with ProcessPoolExecutor(os.cpu_count(), initializer=_begin, initargs=(folder,)) as pool:
-        found = pool.map(compile_line, lines, chunksize=8)
-        shown = track(found, title, total=len(lines), console=Console(stderr=True))
+        hits = pool.map(compile_line, lines, chunksize=8)
+        shown = track(hits, title, total=len(lines), console=Console(stderr=True))
         return sum(not hit for hit in shown)
 
 
 def benchmark_launches() -> dict[str, None]:
     """The builds of the headline shapes and of the sweep."""
-    from benchmarks.aot_cases import intercept
     from benchmarks.gpu import headline, sweep
     from benchmarks.gpu.launches import line_of
+    from tools.aot_cases import intercept
 
     calls = (*headline.launches(), *sweep.launches())
     return dict.fromkeys(line_of(*launched) for call in calls for launched in intercept(call))

@@ -3,13 +3,25 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 
-from benchmarks.alternate import Pace
+from benchmarks.harness.interleave import Pace
 
 HOLD_CYCLES = 1_000_000  # about half a millisecond
 SHARE_OF_L2 = 2  # rotated inputs are so many times as large as the cache
+
+
+class Moment(Protocol):
+    """A moment on the device: a `torch.cuda.Event` or a `Timestamp`, never one of each."""
+
+    def record(self) -> None:
+        """Note the moment."""
+
+    def elapsed_time(self, end: Any, /) -> float:
+        """Milliseconds from this to the end."""
+        ...
 
 
 class Timestamp:
@@ -19,7 +31,7 @@ class Timestamp:
         """Note the moment."""
         self.seconds = time.perf_counter()
 
-    def elapsed_time(self, end: "Timestamp") -> float:
+    def elapsed_time(self, end: "Timestamp", /) -> float:
         """Milliseconds from this to the end."""
         return (end.seconds - self.seconds) * 1e3
 
@@ -48,7 +60,7 @@ class Card:
         """Wait for the device."""
         torch.cuda.synchronize()
 
-    def event(self) -> "torch.cuda.Event | Timestamp":
+    def event(self) -> Moment:
         """A moment on the device."""
         return torch.cuda.Event(enable_timing=True)
 
@@ -56,7 +68,7 @@ class Card:
         """Keep the device busy while the host queues what is timed, so that the host's gaps aren't timed."""
         torch.cuda._sleep(HOLD_CYCLES)
 
-    def graph(self, run: Callable[[], object]) -> Callable[[], None]:
+    def graph(self, run: Callable[[], object]) -> Callable[[], object]:
         """Capture what `run` launches, and give the call that replays it.
 
         `run` has to have run before. What it returns is kept alive until the capture ends, so that results
@@ -70,7 +82,7 @@ class Card:
         return graph.replay
 
     def clock(self, call: Callable[[], object], iterations: int) -> float:
-        """Seconds of device time a call; `alternate.Pace` takes it as its clock."""
+        """Seconds of device time a call; `interleave.Pace` takes it as its clock."""
         start, end = self.event(), self.event()
         self.synchronize()
         self.hold()
@@ -137,7 +149,7 @@ class Rehearsal(Card):
     def hold(self) -> None:
         """Nothing to keep busy."""
 
-    def graph(self, run: Callable[[], object]) -> Callable[[], None]:
+    def graph(self, run: Callable[[], object]) -> Callable[[], object]:
         """Run once, as a capture does, and again at every replay."""
         run()
         return run

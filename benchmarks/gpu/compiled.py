@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
-from benchmarks import norms
-from benchmarks.cases import BACKWARD, FORWARD, OURS
+from benchmarks.cases.rms_norm import BACKWARD, FORWARD
+from benchmarks.cases.tangents import JVP
 from benchmarks.gpu import headline
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.section import Rows, Table, Task
-from benchmarks.tangent_cases import JVP
+from benchmarks.harness import contenders
+from benchmarks.harness.case import OURS
 
 # every set of tensors costs a compilation of some seconds
 SHAPES = ((4096, 4096), (4096, 8192), (2048, 16384))
 REHEARSED = ((3, 128),)
-LABELS = (*OURS, norms.EAGER, norms.COMPILED)
+LABELS = (*OURS, contenders.EAGER, contenders.COMPILED)
 
 
 def rows(card: Card, task: Task) -> Rows:
@@ -31,9 +32,9 @@ def finding(found: Sequence[dict]) -> str:
     ratios: dict[str, list[float]] = {}
     for row in found:
         medians = {e["label"]: e["median"] for e in row.get("group", {}).get("entries", ())}
-        ours, theirs = medians.get(norms.KERNELS_ALONE), medians.get(norms.COMPILED)
-        if ours and theirs:
-            ratios.setdefault(row["case"], []).append(theirs / ours)
+        ours, compiled = medians.get(contenders.KERNELS_ALONE), medians.get(contenders.COMPILED)
+        if ours and compiled:
+            ratios.setdefault(row["case"], []).append(compiled / ours)
     return "; ".join(
         f"{case}: compiled takes {min(of):.2f}–{max(of):.2f} of ours" for case, of in ratios.items()
     )

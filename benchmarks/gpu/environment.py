@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import machine
-from benchmarks.alternate import alternate
 from benchmarks.gpu import cache
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.headline import copy
 from benchmarks.gpu.section import Rows, Table, Task
+from benchmarks.harness import machine
+from benchmarks.harness.interleave import interleave
 
 PACKAGES = ("triton", "transformers", "peft", "liger_kernel", "numpy")
 SIZES = tuple(2**20 * 2**i for i in range(12))  # bytes of the tensor that is copied: 1 MiB to 2 GiB
@@ -28,10 +28,10 @@ def _version(package: str) -> str:
 
 def describe(card: Card) -> dict:
     """The machine, its software, and what became of the kernels that were compiled ahead."""
-    found = machine.describe("cpu" if card.rehearsal else card.device)
+    about = machine.describe("cpu" if card.rehearsal else card.device)
     return {
         "kind": "machine",
-        **found,
+        **about,
         "card": card.name,
         "card_memory": card.memory,
         "cuda": torch.version.cuda or "none",
@@ -47,7 +47,7 @@ def copy_rate(card: Card, size: int) -> dict:
     """Bytes a second, read and written, of a copy of so many bytes between tensors that no cache holds."""
     sets = card.rotations(2 * size)
     replay = card.graph(copy(card, 2 * size, sets))
-    times = alternate({"copy": replay}, card.pace(0.1, (5, 51), 100))["copy"]
+    times = interleave({"copy": replay}, card.pace(0.1, (5, 51), 100))["copy"]
     median = statistics.median(times) / sets
     return {"kind": "copy", "bytes": size, "seconds": median, "gb_per_s": 2 * size / median / 1e9}
 

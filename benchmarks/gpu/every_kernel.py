@@ -7,15 +7,15 @@ import sys
 
 import torch
 
-from benchmarks.problem import SEED, Problem
+from benchmarks.harness.inputs import SEED, Inputs
 from ofa_kernels.triton import launch
 
 K = 2
 EPS, OFFSET, LAYER = 1e-6, 0.0, 1
 
 
-def calls(p: Problem) -> list:
-    """Every launcher on a problem's tensors."""
+def calls(p: Inputs) -> list:
+    """Every launcher on the inputs' tensors."""
     x, w, dy, ids = p.x.detach(), p.gamma, p.dy, p.ids
     x_dot, w_dot, dy_dot = p.x_dot.detach(), p.weight_dot, p.dy_dot
     layers = torch.zeros(1, dtype=torch.int64, device=x.device)
@@ -41,8 +41,8 @@ def calls(p: Problem) -> list:
 def main() -> int:
     """Launch, and wait for the device."""
     rows, columns, device = sys.argv[1:]
-    problem = Problem(int(rows), int(columns), torch.bfloat16, K, device)
-    for call in calls(problem):
+    inputs = Inputs(int(rows), int(columns), torch.bfloat16, K, device)
+    for call in calls(inputs):
         call()
     if device == "cuda":
         torch.cuda.synchronize()

@@ -12,16 +12,17 @@ from types import ModuleType
 
 import torch
 
-from benchmarks import norms
-from benchmarks.alternate import alternate
-from benchmarks.cases import BACKWARD, FORWARD, OURS, Case
+from benchmarks.cases.rms_norm import BACKWARD, FORWARD
+from benchmarks.cases.tangents import JVP, tangents
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.section import Rows, Table, Task
-from benchmarks.measure import WrongError, bytes_of, checked_call, first_line
-from benchmarks.problem import Problem
-from benchmarks.table import Entry, Group, entries, summaries
-from benchmarks.tangent_cases import JVP, tangents
-from benchmarks.truth import Expected, expected
+from benchmarks.harness import contenders
+from benchmarks.harness.case import OURS, Case
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.interleave import Label, interleave
+from benchmarks.harness.measure import WrongError, bytes_of, checked_call, first_line
+from benchmarks.harness.tables import Entry, Group, entries, summaries
+from benchmarks.harness.truth import Expected, expected
 from ofa_kernels.dispatch import kernels_for
 
 K = 16
@@ -44,7 +45,7 @@ SHAPES = (
     (512, 65536),
 )
 REHEARSED = ((3, 128), (2, 160)), (FORWARD, BACKWARD, JVP, tangents(2, with_dy=True))
-LABELS = (*OURS, norms.EAGER, norms.FUNCTIONAL, norms.LIGER)
+LABELS = (*OURS, contenders.EAGER, contenders.FUNCTIONAL, contenders.LIGER)
 DTYPE = torch.bfloat16
 COPY = "copy of the same bytes"
 SECONDS_A_CONTENDER = 0.4  # made, found right, captured and timed, on the high side
@@ -58,15 +59,15 @@ class Item:
     rows: int
     columns: int
 
-    def problem(self, device: str) -> Problem:
+    def inputs(self, device: str) -> Inputs:
         """Its tensors."""
-        return Problem(self.rows, self.columns, DTYPE, self.case.k, device)
+        return Inputs(self.rows, self.columns, DTYPE, self.case.k, device)
 
 
 def items(shapes: Sequence[tuple[int, int]] = SHAPES, cases: Sequence[Case] = CASES) -> list[Item]:
     """Shape by shape, the tangents last, since they take longest."""
-    found = [Item(case, *shape) for shape in shapes for case in cases]
-    return sorted(found, key=lambda item: item.case.k)
+    plan = [Item(case, *shape) for shape in shapes for case in cases]
+    return sorted(plan, key=lambda item: item.case.k)
 
 
 def estimate() -> float:
@@ -79,7 +80,7 @@ def launches() -> Iterator[Callable[[], object]]:
     from ofa_kernels.triton import launch
 
     for item in items():
-        yield item.case.makers[norms.KERNELS_ALONE](item.problem("meta"), launch)
+        yield item.case.makers[contenders.KERNELS_ALONE](item.inputs("meta"), launch)
 
 
 def copy(card: Card, moved: int, sets: int) -> Callable[[], object]:
@@ -94,26 +95,26 @@ def _replay(
     card: Card,
     case: Case,
     label: str,
-    problems: Sequence[Problem],
+    input_sets: Sequence[Inputs],
     kernels: ModuleType | None,
     truth: Expected,
-) -> Callable[[], None]:
-    """A contender's graph: found right on the first problem, then captured on all of them.
+) -> Callable[[], object]:
+    """A contender's graph: found right on the first inputs, then captured on all of them.
 
     Raises:
         WrongError: it is ours, and wrong.
         UnavailableError: it can't be timed.
     """
     try:
-        first = checked_call(case, label, problems[0], kernels, truth)
-        calls = [first, *(case.makers[label](problem, kernels) for problem in problems[1:])]
+        first = checked_call(case, label, input_sets[0], kernels, truth)
+        calls = [first, *(case.makers[label](inputs, kernels) for inputs in input_sets[1:])]
         for call in calls:  # making the others may have thrown away what was compiled for the first
             call()
         return card.graph(lambda: [call() for call in calls])
-    except (norms.UnavailableError, WrongError):
+    except (contenders.UnavailableError, WrongError):
         raise
     except Exception as error:  # code may refuse to be captured in its own way
-        raise norms.UnavailableError(first_line(error)) from error
+        raise contenders.UnavailableError(first_line(error)) from error
 
 
 def measure(card: Card, item: Item, labels: Sequence[str], kernels: ModuleType | None) -> Group:
@@ -122,31 +123,32 @@ def measure(card: Card, item: Item, labels: Sequence[str], kernels: ModuleType |
     Raises:
         WrongError: one of ours is wrong.
     """
-    case, notes = item.case, {}
-    problems = [item.problem(card.device)]
-    moved = bytes_of(case, problems[0])
+    case = item.case
+    notes: dict[str, str] = {}
+    input_sets = [item.inputs(card.device)]
+    moved = bytes_of(case, input_sets[0])
     sets = card.rotations(moved)
-    problems += [item.problem(card.device) for _ in range(sets - 1)]
+    input_sets += [item.inputs(card.device) for _ in range(sets - 1)]
     with card.on_stream(), torch.set_grad_enabled(case.recorded):
         with torch.no_grad():
-            truth = expected(problems[0], case.truth)
+            truth = expected(input_sets[0], case.truth)
         replays = {COPY: card.graph(copy(card, moved, sets))}
         for label in labels:
             with remember(notes, label):
-                replays[label] = _replay(card, case, label, problems, kernels, truth)
-        times = alternate(replays, card.pace(0.5, (5, 51), 50))
+                replays[label] = _replay(card, case, label, input_sets, kernels, truth)
+        times = interleave(replays, card.pace(0.5, (5, 51), 50))
     times = {label: [seconds / sets for seconds in of_label] for label, of_label in times.items()}
     bytes_moved = dict.fromkeys(times, moved) | {COPY: 2 * max(moved // 2, 1)}
-    found = entries(times, bytes_moved, COPY, COPY, case.eager, notes)
-    return Group(case.name, item.rows, item.columns, problems[0].dtype_name, tuple(found))
+    lines = entries(times, bytes_moved, COPY, COPY, case.eager, notes)
+    return Group(case.name, item.rows, item.columns, input_sets[0].dtype_name, tuple(lines))
 
 
 @contextmanager
-def remember(notes: dict[str, str], label: str) -> Iterator[None]:
+def remember(notes: dict[Label, str], label: Label) -> Iterator[None]:
     """Why a contender can't be timed goes into the notes."""
     try:
         yield
-    except norms.UnavailableError as reason:
+    except contenders.UnavailableError as reason:
         notes[label] = str(reason)
 
 
@@ -210,6 +212,6 @@ def finding(found: Sequence[dict]) -> str:
     shares: dict[str, list[float]] = {}
     for row in found:
         for entry in row.get("group", {}).get("entries", ()):
-            if entry["label"] == norms.KERNELS_ALONE and entry["percent_of_copy"]:
+            if entry["label"] == contenders.KERNELS_ALONE and entry["percent_of_copy"]:
                 shares.setdefault(row["case"], []).append(entry["percent_of_copy"])
     return "; ".join(f"{case} {min(of):.0f}–{max(of):.0f} % of copy" for case, of in shares.items())

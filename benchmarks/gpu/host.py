@@ -15,16 +15,17 @@ from torch import Tensor
 from torch.autograd import Function
 
 import ofa_kernels as ok
-from benchmarks import norms
-from benchmarks.alternate import alternate, host_clock
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.section import Rows, Table, Task
-from benchmarks.measure import first_line
-from benchmarks.norms import EPS, NORMS
-from benchmarks.problem import SEED, Problem
+from benchmarks.harness import contenders
+from benchmarks.harness.contenders import EAGER, EPS, FUNCTIONAL, LIGER, NORMS
+from benchmarks.harness.inputs import SEED, Inputs
+from benchmarks.harness.interleave import host_clock, interleave
+from benchmarks.harness.measure import first_line
 from ofa_kernels.dispatch import kernels_for
 
 SHAPE, REHEARSED = (64, 4096), (2, 128)
+COMPARED = (EAGER, FUNCTIONAL, LIGER)
 CALLS = 20  # of a graph
 PROBES = 8
 
@@ -49,20 +50,20 @@ def _backward(outputs: Tensor, inputs: tuple[Tensor, ...]) -> Callable[[], objec
 def _launcher(x: Tensor, w: Tensor) -> Callable[[], object]:
     kernels = kernels_for(x)
     if kernels is None:
-        raise norms.UnavailableError("the backend has no kernels")
+        raise contenders.UnavailableError("the backend has no kernels")
     return lambda: kernels.rms_norm_forward(x, w, EPS, 0.0, "hf")
 
 
-def _norm(label: str, problem: Problem) -> Callable[[], object]:
-    norm, x = NORMS[label](problem.gamma, problem.dtype).norm, problem.x.detach()
+def _norm(label: str, inputs: Inputs) -> Callable[[], object]:
+    norm, x = NORMS[label](inputs.gamma, inputs.dtype).norm, inputs.x.detach()
     return lambda: norm(x)
 
 
-def makers(problem: Problem) -> dict[str, Callable[[], Callable[[], object]]]:
+def makers(inputs: Inputs) -> dict[str, Callable[[], Callable[[], object]]]:
     """What makes each call, by its name: the operators, other norms, and what anything of PyTorch costs."""
-    x, w, x_dot = problem.x, problem.gamma.clone().requires_grad_(), problem.x_dot
+    x, w, x_dot = inputs.x, inputs.gamma.clone().requires_grad_(), inputs.x_dot
     plain, fixed, tangents = x.detach(), w.detach(), x_dot.detach()
-    states = torch.stack([problem.dy, plain, problem.residual.detach()])
+    states = torch.stack([inputs.dy, plain, inputs.residual.detach()])
     return {
         "rms_norm": lambda: lambda: ok.rms_norm(plain, fixed, EPS),
         "rms_norm, recorded": lambda: lambda: ok.rms_norm(x, w, EPS),
@@ -76,21 +77,21 @@ def makers(problem: Problem) -> dict[str, Callable[[], Callable[[], object]]]:
         "rms_norm_forward, the launcher alone": lambda: _launcher(plain, fixed),
         "torch.empty_like": lambda: lambda: torch.empty_like(plain),
         "an empty Function": lambda: lambda: _Empty.apply(x),
-        **{label: partial(_norm, label, problem) for label in (norms.EAGER, norms.FUNCTIONAL, norms.LIGER)},
+        **{label: partial(_norm, label, inputs) for label in COMPARED},
     }
 
 
 def _row(card: Card, name: str, make: Callable[[], Callable[[], object]]) -> dict:
     replayed, count = card.pace(0.2, (5, 101), 200), 2 if card.rehearsal else CALLS
     eager = replace(replayed, clock=host_clock(card.synchronize))
-    row = {"kind": "call", "name": name, "note": ""}
+    row: dict[str, object] = {"kind": "call", "name": name, "note": ""}
     try:
         call = make()
         call()
-        row["eager"] = statistics.median(alternate({name: call}, eager)[name])
+        row["eager"] = statistics.median(interleave({name: call}, eager)[name])
         replay = card.graph(lambda: [call() for _ in range(count)])
-        row["in_graph"] = statistics.median(alternate({name: replay}, replayed)[name]) / count
-    except norms.UnavailableError as reason:
+        row["in_graph"] = statistics.median(interleave({name: replay}, replayed)[name]) / count
+    except contenders.UnavailableError as reason:
         row["note"] = str(reason)
     except Exception as error:  # one that can't be captured must not hide the others
         row["note"] = first_line(error)
@@ -100,8 +101,8 @@ def _row(card: Card, name: str, make: Callable[[], Callable[[], object]]) -> dic
 def rows(card: Card, task: Task) -> Rows:
     """A row a call."""
     with card.on_stream():
-        problem = Problem(*(REHEARSED if card.rehearsal else SHAPE), torch.bfloat16, PROBES, card.device)
-        for name, make in makers(problem).items():
+        inputs = Inputs(*(REHEARSED if card.rehearsal else SHAPE), torch.bfloat16, PROBES, card.device)
+        for name, make in makers(inputs).items():
             yield _row(card, name, make)
 
 

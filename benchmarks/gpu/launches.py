@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def _canonical(value: int) -> int:
     return wide + (16 if value % 16 == 0 else 17)
 
 
-def described(value: object, positional: bool) -> object:
+def described(value: Any, positional: bool) -> object:
     """An argument of a launch as JSON: all of it that bears on the build."""
     if isinstance(value, torch.Tensor):
         return {"tensor": str(value.dtype).removeprefix("torch."), "aligned": value.data_ptr() % 16 == 0}

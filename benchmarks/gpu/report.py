@@ -5,18 +5,18 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks import machine
 from benchmarks.gpu.runner import Outcome
 from benchmarks.gpu.section import SECTIONS, Section
-from benchmarks.measure import first_line
-from benchmarks.table import to_markdown
+from benchmarks.harness import machine
+from benchmarks.harness.measure import first_line
+from benchmarks.harness.tables import to_markdown
 
 DATA, TEXT, LOG, SWEEP = "gpu.json", "gpu.md", "gpu.log", "sweep.json"
 LARGEST = 15 * 2**20  # bytes of a file
 
 
 class Record:
-    """The results of a run, those of an earlier one in the same folder included.
+    """The results of a run, and of earlier runs into the same folder where it does not replace them.
 
     Attributes:
         folder: where the files are.

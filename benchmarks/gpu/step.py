@@ -10,6 +10,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,12 +19,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import ofa
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.section import Rows, Table, Task
-from benchmarks.measure import first_line
+from benchmarks.harness.inputs import DRAW_SEED
+from benchmarks.harness.measure import first_line
+from benchmarks.harness.tables import seconds
 from benchmarks.step_cost import AUTHORS, CE, CONFIGS, OFA_1, OFA_8, PEFT, make_loss, make_step, trained
-from benchmarks.table import seconds
 from ofa.passes.packing import packed
 
-LLAMA_8B = {
+LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -31,7 +33,7 @@ LLAMA_8B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -46,7 +48,7 @@ WARM, ROUNDS = 2, 5
 
 def model_of(card: Card) -> nn.Module:
     """A fresh random model on the device."""
-    torch.manual_seed(0)
+    torch.manual_seed(DRAW_SEED)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -92,7 +94,7 @@ class Captured:
     def __init__(self, card: Card, name: str, lm: nn.Module, batch: dict[str, torch.Tensor]):
         self.step = torch.zeros((), dtype=torch.int64, device=card.device)
         # how the prompts are packed depends on their lengths, which a graph can't look at
-        prompts = packed(batch)
+        prompts = packed(dict(batch))
         weights = trained(lm)
         optimizer = torch.optim.AdamW(weights, lr=0.0, capturable=not card.rehearsal)
         self.loss = torch.zeros((), device=card.device)
@@ -211,4 +213,4 @@ def finding(found: Sequence[dict]) -> str:
         if (name, "eager") in medians
     ]
     graph = medians.get((OFA_1, "graph"))
-    return ", ".join(parts + [f"in a graph {seconds(graph)}"] * (graph is not None))
+    return ", ".join(parts if graph is None else [*parts, f"in a graph {seconds(graph)}"])

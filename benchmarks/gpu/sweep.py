@@ -9,20 +9,22 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 from unittest import mock
 
 import torch
 
-from benchmarks import norms
-from benchmarks.alternate import alternate
-from benchmarks.cases import BACKWARD, FORWARD, Case
+from benchmarks.cases.rms_norm import BACKWARD, FORWARD
+from benchmarks.cases.tangents import JVP, tangents
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.headline import COPY, DTYPE, KERNELS, copy, remember
 from benchmarks.gpu.section import Rows, Table, Task
-from benchmarks.measure import bytes_of, fault, first_line
-from benchmarks.problem import Problem
-from benchmarks.tangent_cases import JVP, tangents
-from benchmarks.truth import Expected, expected
+from benchmarks.harness import contenders
+from benchmarks.harness.case import Case
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.interleave import interleave
+from benchmarks.harness.measure import bytes_of, fault, first_line
+from benchmarks.harness.truth import Expected, expected
 
 K = 4  # tangents: enough to fill the kernel's loop; 16 take four times as long
 TANGENTS = tangents(K, with_dy=True)
@@ -110,20 +112,20 @@ def choices(residency: str, columns: int) -> list[Choice]:
     full = triton.next_power_of_2(columns)
     blocks = [(full, True)] * (full <= LONGEST_WHOLE)
     blocks += [(block, False) for block in BLOCKS if 2 * block <= full]
-    found = [now]
+    tried = [now]
     for block, whole in blocks:
         for warps in WARPS:
             if FEWEST_COLUMNS <= block / (warps * WARP_THREADS) <= MOST_COLUMNS:
                 fitting = min(now.registers, REGISTER_FILE // (warps * WARP_THREADS))
-                found.append(replace(now, block=block, whole=whole, warps=warps, registers=fitting))
+                tried.append(replace(now, block=block, whole=whole, warps=warps, registers=fitting))
     threads = now.warps * WARP_THREADS
-    found += [replace(now, registers=count) for count in REGISTERS if count * threads <= REGISTER_FILE]
+    tried += [replace(now, registers=count) for count in REGISTERS if count * threads <= REGISTER_FILE]
     if residency in SHARED_ROWS:
-        found += [replace(now, programs=count) for count in PROGRAMS]
+        tried += [replace(now, programs=count) for count in PROGRAMS]
     if residency == "BACKWARD":
-        found += [replace(now, pipeline=depth) for depth in PIPELINES]
-        found += [replace(now, partials=block) for block in PARTIALS]
-    return list(dict.fromkeys(found))
+        tried += [replace(now, pipeline=depth) for depth in PIPELINES]
+        tried += [replace(now, partials=block) for block in PARTIALS]
+    return list(dict.fromkeys(tried))
 
 
 @contextmanager
@@ -158,8 +160,8 @@ def launches() -> Iterator[Callable[[], object]]:
 
     for residency, columns in items():
         case = CASES[residency][0]
-        call = case.makers[norms.KERNELS_ALONE](
-            Problem(rows_of(columns), columns, DTYPE, case.k, "meta"), launch
+        call = case.makers[contenders.KERNELS_ALONE](
+            Inputs(rows_of(columns), columns, DTYPE, case.k, "meta"), launch
         )
         for choice in choices(residency, columns):
 
@@ -181,16 +183,14 @@ def items() -> list[tuple[str, int]]:
     ]
 
 
-def _replay(
-    card: Card, case: Case, call: Callable[[], object], problem: Problem, truth: Expected
-) -> Callable:
+def _replay(card: Card, case: Case, call: Callable[[], object], inputs: Inputs, truth: Expected) -> Callable:
     try:
-        wrong = fault(case, norms.KERNELS_ALONE, call, problem, truth)
+        wrong = fault(case, contenders.KERNELS_ALONE, call, inputs, truth)
         replay = card.graph(call)
     except Exception as error:  # more registers or shared memory than there are: that is an answer
-        raise norms.UnavailableError(first_line(error)) from error
+        raise contenders.UnavailableError(first_line(error)) from error
     if wrong:
-        raise norms.UnavailableError(wrong)
+        raise contenders.UnavailableError(wrong)
     return replay
 
 
@@ -199,18 +199,19 @@ def measure(card: Card, residency: str, columns: int, n_rows: int) -> Rows:
     from ofa_kernels.triton import launch
 
     case = CASES[residency][0]
-    problem = Problem(n_rows, columns, DTYPE, case.k, card.device)
-    call = case.makers[norms.KERNELS_ALONE](problem, launch)
-    moved = bytes_of(case, problem)
+    inputs = Inputs(n_rows, columns, DTYPE, case.k, card.device)
+    call = case.makers[contenders.KERNELS_ALONE](inputs, launch)
+    moved = bytes_of(case, inputs)
     with torch.no_grad():
-        truth = expected(problem, case.truth)
-        replays, notes = {COPY: card.graph(copy(card, moved, 1))}, {}
+        truth = expected(inputs, case.truth)
+        replays: dict[Choice | str, Callable] = {COPY: card.graph(copy(card, moved, 1))}
+        notes: dict[Choice, str] = {}
         tried = choices(residency, columns)
         for choice in tried[::4] if card.rehearsal else tried:
             notes[choice] = ""
             with remember(notes, choice), launching(choice):
-                replays[choice] = _replay(card, case, call, problem, truth)
-        times = alternate(replays, card.pace(0.03 * len(replays), (3, 15), 20))
+                replays[choice] = _replay(card, case, call, inputs, truth)
+        times = interleave(replays, card.pace(0.03 * len(replays), (3, 15), 20))
     medians = {choice: statistics.median(of) for choice, of in times.items()}
     for i, (choice, note) in enumerate(notes.items()):
         yield {
@@ -246,7 +247,8 @@ def _lengths(card: Card, residency: str, columns: int) -> Rows:
 
 def choice_of(row: dict) -> Choice:
     """A row's choice."""
-    return Choice(**{k: tuple(v) if isinstance(v, list) else v for k, v in row["choice"].items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row["choice"].items()}
+    return Choice(**fields)
 
 
 def timed(found: Sequence[dict]) -> dict[tuple[str, int], dict[Choice, float]]:
@@ -267,7 +269,7 @@ def tables(found: Sequence[dict]) -> list[Table]:
         if row["kind"] == "choice" and row["seconds"]
     }
     for (residency, columns), times in timed(found).items():
-        now, best = next(iter(times)), min(times, key=times.get)
+        now, (best, _) = next(iter(times)), min(times.items(), key=lambda item: item[1])
         cells.append(
             (
                 f"{residency}, {columns}",

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from benchmarks import roofline
-from benchmarks.traffic import KERNELS
+from benchmarks.harness.traffic import KERNELS
 
 
 def test_times_are_bytes_over_rates():

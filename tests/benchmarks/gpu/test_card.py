@@ -7,8 +7,8 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks.alternate import alternate
 from benchmarks.gpu.card import Card, Rehearsal
+from benchmarks.harness.interleave import interleave
 
 
 class Events:
@@ -99,7 +99,7 @@ def test_rotated_inputs_are_larger_than_the_cache_but_not_too_many(cuda):
 @pytest.mark.parametrize("make", [Card, Rehearsal])
 def test_calls_are_timed_in_turns_by_the_cards_clock(cuda, make):
     card = make()
-    times = alternate({"a": mock.Mock(), "b": mock.Mock()}, card.pace(0.01, (2, 3), 5))
+    times = interleave({"a": mock.Mock(), "b": mock.Mock()}, card.pace(0.01, (2, 3), 5))
     assert set(times) == {"a", "b"} and len(times["a"]) == len(times["b"]) >= 1
 
 

@@ -5,12 +5,13 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from benchmarks import norms
-from benchmarks.cases import FORWARD, OURS, Case
+from benchmarks.cases.rms_norm import FORWARD
 from benchmarks.gpu import compiled, headline
 from benchmarks.gpu.card import Rehearsal
 from benchmarks.gpu.section import SECTIONS, Task
-from benchmarks.measure import WrongError
+from benchmarks.harness import contenders
+from benchmarks.harness.case import OURS, Case
+from benchmarks.harness.measure import WrongError
 from ofa_kernels.dispatch import kernels_for
 
 SHAPE = (3, 32)
@@ -33,7 +34,7 @@ def labels_of(row):
 
 def test_all_contenders_are_timed_beside_a_copy_of_the_same_bytes():
     (row,) = rows()
-    assert labels_of(row) == {*OURS, norms.EAGER, norms.FUNCTIONAL}
+    assert labels_of(row) == {*OURS, contenders.EAGER, contenders.FUNCTIONAL}
     copy = row["group"]["entries"][0]
     moved = {entry["bytes"] for entry in row["group"]["entries"][1:] if entry["bytes"]}
     assert copy["label"] == headline.COPY and copy["percent_of_copy"] == 100 and moved == {copy["bytes"]}
@@ -45,7 +46,7 @@ def test_all_contenders_are_timed_beside_a_copy_of_the_same_bytes():
 
 def test_a_kernel_in_doubt_loses_its_own_rows_only():
     (forward,) = rows(wrong=("rms_norm_forward", "probe_dot"))
-    assert labels_of(forward) == {norms.EAGER, norms.FUNCTIONAL}
+    assert labels_of(forward) == {contenders.EAGER, contenders.FUNCTIONAL}
     assert forward["note"] == "a parity test failed: rms_norm_forward"
     (untouched,) = rows(wrong=("rms_norm_jvp",))
     assert labels_of(untouched) >= set(OURS) and not untouched["note"]
@@ -55,7 +56,7 @@ def test_ours_are_not_timed_where_they_are_wrong_but_the_others_are(monkeypatch)
     right = kernels_for(torch.empty(1, 1)).rms_norm_forward
     monkeypatch.setattr(kernels_for(torch.empty(1, 1)), "rms_norm_forward", lambda *args: 1.5 * right(*args))
     (row,) = rows()
-    assert labels_of(row) == {norms.EAGER, norms.FUNCTIONAL}
+    assert labels_of(row) == {contenders.EAGER, contenders.FUNCTIONAL}
     assert "is wrong by" in row["note"]
 
 
@@ -72,8 +73,8 @@ def test_another_s_call_that_can_not_be_captured_is_named(monkeypatch):
     monkeypatch.setattr(card, "graph", graph)
     (row,) = rows(card)
     notes = {entry["label"]: entry["note"] for entry in row["group"]["entries"]}
-    assert notes[norms.EAGER].startswith("raises RuntimeError: operation not permitted")
-    assert labels_of(row) == {*OURS, norms.FUNCTIONAL}
+    assert notes[contenders.EAGER].startswith("raises RuntimeError: operation not permitted")
+    assert labels_of(row) == {*OURS, contenders.FUNCTIONAL}
 
 
 def test_a_shape_that_fails_hides_no_other(monkeypatch):
@@ -116,8 +117,8 @@ def test_what_is_compiled_ahead_is_launched_on_nothing():
 
 def test_compiled_contenders_are_compared_with_ours():
     entries = [
-        {"label": norms.KERNELS_ALONE, "median": 2e-6},
-        {"label": norms.COMPILED, "median": 3e-6},
+        {"label": contenders.KERNELS_ALONE, "median": 2e-6},
+        {"label": contenders.COMPILED, "median": 3e-6},
     ]
     found = [{"kind": "table", "case": "forward", "group": {"entries": entries}}]
     assert compiled.finding(found) == "forward: compiled takes 1.50–1.50 of ours"

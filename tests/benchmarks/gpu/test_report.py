@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from benchmarks import machine
 from benchmarks.gpu.report import DATA, LARGEST, LOG, SWEEP, TEXT, Record
 from benchmarks.gpu.runner import Outcome
 from benchmarks.gpu.section import chosen
+from benchmarks.harness import machine
 
 ABOUT = {
     "kind": "machine",

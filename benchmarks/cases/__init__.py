@@ -1,0 +1,1 @@
+"""What is timed: operators by order, each with its contenders and its truth."""

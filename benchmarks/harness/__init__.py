@@ -1,0 +1,1 @@
+"""How contenders are made, found right, timed in turns and put into tables."""

@@ -1,0 +1,1 @@
+"""Gates: programs that pass or fail, run as `python -m tools.NAME`."""
