@@ -10,7 +10,7 @@ GPU_READY := $(GPU_VENV)/.ready
 # the oldest Triton that pyproject.toml allows; constraints.txt has the newest
 OLDEST_TRITON := build/triton-3.6.0
 
-.PHONY: help demo test optional docs lint aot sanitize bench bench-smoke copies roofline gpu gpu-rehearse gpu-cache clean
+.PHONY: help demo test optional site lint aot sanitize bench bench-smoke copies roofline gpu gpu-rehearse gpu-cache clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -18,7 +18,7 @@ help:  ## list the targets
 
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs,lint,test]'
 	@touch $@
 
 demo: $(READY)  ## fetch a model and tweets, learn from 5 per class, compare four methods (about 5 minutes)
@@ -31,12 +31,14 @@ optional: $(READY)  ## install torchao, bitsandbytes and kernels, and run the te
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt bitsandbytes kernels torchao
 	$(BIN)/python -m pytest tests/ofa/decoder/test_quantised.py tests/ofa_kernels/test_layers.py tests/test_docs.py
 
-docs: $(READY)  ## write docs/api.md from the docstrings
-	$(BIN)/python docs/make_api.py
+site: $(READY)  ## build the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-lint: $(READY)  ## ruff: format, style and docstrings
+lint: $(READY)  ## format, style and docstrings (ruff), direction of imports (import-linter), types (pyright)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
 
 $(OLDEST_TRITON): | $(READY)
 	rm -rf $@.part

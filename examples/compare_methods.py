@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 import ofa
-from ofa.compare.cells import Pool, compare, plan
+from ofa.compare.cells import Common, Pool, compare, plan
 from ofa.compare.tables import sections
 
 TASK = ofa.Task("weather", "Note: {text}\nWeather:", ["dry", "wet"])
@@ -39,9 +39,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     model, tokenizer = ofa.models.load(options.model)
     to_draw_from = [row for i, row in enumerate(ROWS) if i % 2]
     pool = Pool(TASK, to_draw_from, ROWS[::2], shots=3)
-    source = ofa.models.source_of(model)
-    methods, seeds = options.methods.split(","), range(options.seeds)
-    cells = plan([pool], methods, ["A"], seeds, source, model.dtype, options.max_steps)
+    common = Common.of(ofa.models.source_of(model), model.dtype, options.max_steps)
+    cells = plan([pool], options.methods.split(","), ["A"], range(options.seeds), common)
     rows = [row for row, _ in compare(model, tokenizer, cells, options.out)]
     for section in sections(rows):
         Console().print(section)

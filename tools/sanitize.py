@@ -2,7 +2,7 @@
 
     python -m tools.sanitize                        # exit status 1 on a finding
     python -m tools.sanitize --isa avx2 --cases 20000 --seed 7
-    python -m tools.sanitize --python tests/ofa_kernels/test_native.py
+    python -m tools.sanitize --python tests/ofa_kernels/native
 
 Every kernel is compiled once for each instruction set and linked with `csrc/fuzz.cpp`, which calls the C
 interface with random types, shapes, strides, absent tensors and misaligned rows. Buffers end with their last
@@ -37,10 +37,11 @@ from pathlib import Path
 
 import pytest
 
-from ofa_kernels import native
+from ofa_kernels.native import library
 
-native.LIBRARY = Path(sys.argv[1])
-assert native.missing() is None, native.missing()
+library.LIBRARY = Path(sys.argv[1])
+assert library.missing() is None, library.missing()
+assert sys.argv[1] in Path("/proc/self/maps").read_text(), "another library was loaded"
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--capture=sys", "-k", "native", *sys.argv[2:]]))
 """
 

@@ -140,7 +140,7 @@ def graph_row(card: Card, name: str, batch: dict[str, torch.Tensor]) -> dict:
     lm, _ = make_loss(name, model_of(card))
     captured = Captured(card, name, lm, batch)
     times = walls(card, captured.replay)
-    replayed, number = captured.loss.item(), captured.step.item()
+    replayed, number = captured.loss.item(), int(captured.step.item())
     eager = ofa.objective(lm, batch, CONFIGS[name], number).loss.item()
     other = ofa.objective(lm, batch, CONFIGS[name], number + 1).loss.item()
     # the same kernels on the same tensors; only sums whose order depends on the moment may differ

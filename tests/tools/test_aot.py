@@ -23,10 +23,10 @@ def test_every_kernel_passes_for_sm_90(tmp_path):
     code = """
 import sys
 from tools import aot
-from ofa_kernels.triton import probes, rms_norm, rms_norm_tangent, step_ratio
+from ofa_kernels.triton import probes, rms_norm, rms_norm_tangent, step_lengths
 
 status = aot.main(["--arch", "90", "--columns", "576", "--write", sys.argv[1]])
-for module in (probes, rms_norm, rms_norm_tangent, step_ratio):
+for module in (probes, rms_norm, rms_norm_tangent, step_lengths):
     for name, value in vars(module).items():
         kernel = isinstance(value, aot.JITFunction) and any(p.name == "BLOCK_N" for p in value.params)
         if kernel and value.__module__ == module.__name__:
@@ -48,7 +48,7 @@ import sys
 from tools import aot
 from ofa_kernels.triton import launch, plan
 
-launch.BACKWARD = plan.Residency(16384, 4096, 1024)
+launch.rms_norm.BACKWARD = plan.Residency(16384, 4096, 1024)
 options = ["--arch", "90", "--columns", "16384", "--only", "rms_norm_backward", "--write", sys.argv[1]]
 sys.exit(aot.main(options))
 """
@@ -65,7 +65,7 @@ import sys
 from tools import aot
 from ofa_kernels.triton import launch
 
-launch.unit_of = lambda *_: 1
+launch.rms_norm.unit_of = lambda *_: 1
 sys.exit(aot.main(["--arch", "90", "--columns", "4104", "--only", "rms_norm_forward"]))
 """
     done = python("-c", code)
