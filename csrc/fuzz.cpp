@@ -1,5 +1,5 @@
 // Calls every operator with random types, shapes, strides, absent tensors and misaligned rows, in buffers that end
-// with their last element, to be compiled with sanitizers (python -m benchmarks.sanitize).
+// with their last element, to be compiled with sanitizers (python -m tools.sanitize).
 //
 //     OFA_NATIVE_ISA=avx2 fuzz SEED CASES
 //

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.func import jvp
 
 from tests.ofa_kernels.test_uses import outcome, plain
-from tests.ofa_kernels.uses import OPERATORS, linear_gradient, value
+from tests.ofa_kernels.uses import EPS, OPERATORS, linear_gradient, value
 
 pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
 
@@ -63,12 +63,7 @@ def cases(draw, name):
         own = name == "hutchinson_trace" and argument == "weight"  # the test's, not the operator's
         shape = shapes[argument] if own or draw(st.integers(0, 15)) else draw(st.tuples(few, sizes))
         of_type = dtype if draw(st.integers(0, 3)) else draw(st.sampled_from(TYPES))
-        t = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if shape[-1] < 4:
-            # so few could all be near 0 or alike, where a norm's derivatives are far above 1; the tolerance
-            # takes all that is computed for numbers near 1
-            t = (1 + t.abs()) * torch.tensor([1.0, -1.0, 1.0])[: shape[-1]]
-        t = t.to(of_type)
+        t = torch.randn(shape, generator=generator, dtype=torch.float64).to(of_type)
         layout = LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))]
         arguments.append(layout(t) if t.numel() else t)
         if not draw(st.integers(0, 40)) and not own:
@@ -81,6 +76,28 @@ def along(f, args):
     return jvp(f, tuple(args), tuple((0.7 * a).cos() for a in args))[1]
 
 
+def slope(name, args):
+    """How steep an operator is where its rows are short: of that order is what cancels, and of 1 near 1.
+
+    A norm is as steep as 1 / σ, its derivatives as the square; the ratio of two steps as itself over a step.
+    """
+    if any(a.is_meta or not a.numel() for a in args):
+        return 1.0
+    rows = plain(args[0])
+    if name == "step_ratio":
+        steps = rows.diff(dim=0).norm(dim=-1)
+        return max(1.0, (steps.max() / steps.min() ** 2).item()) if steps.numel() and steps.min() else 1.0
+    if name not in STEEP:
+        return 1.0
+    if name == "add_rms_norm" and args[1].shape == rows.shape:
+        rows = rows + plain(args[1])
+    if name == "layer_norm":
+        rows = rows - rows.mean(-1, keepdim=True)
+    shortest = (rows.square().mean(-1) + EPS).sqrt().min().item()
+    return max(1.0, 1 / shortest) ** STEEP[name]
+
+
+STEEP = {"rms_norm": 1, "add_rms_norm": 1, "layer_norm": 1, "rms_norm_jvp": 2, "preconditioned_probes": 2}
 RUNS = {"value": value, "gradient": linear_gradient, "tangent": along}
 
 
@@ -107,7 +124,7 @@ def test_no_case_is_wrong_in_silence(backend, name):
             return RUNS[use](operator.formula, [plain(a) for a in args])
 
         # rounding alike in each of the N terms of a sum that cancels
-        terms = args[0].shape[-1] if name == "hutchinson_trace" else 1.0
+        terms = args[0].shape[-1] if name == "hutchinson_trace" else slope(name, args)
         outcome(lambda: RUNS[use](operator.call, args), truth, *args, terms=terms)
 
     check()

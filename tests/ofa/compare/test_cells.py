@@ -7,6 +7,7 @@ import torch
 
 import ofa.compare.cells as module
 from ofa.compare.cells import Cell, Common, Pool, compare, plan, read_cells, run_cell
+from ofa.data.task import Task
 from ofa.models import Source
 from tests.ofa.conftest import TEXTS, build_llama
 
@@ -133,3 +134,17 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
     (tmp_path / "cells.jsonl").write_text('{"a": 1}\n{"b"\n{"c": 3}\n')
     with pytest.raises(ValueError, match="line 2 is damaged"):
         read_cells(tmp_path)
+
+
+def test_cells_of_version_0_2_are_found_finished():
+    texts = ("a bright evening", "the second half never ends")
+    rows = [{"text": text, "label": label} for label, text in enumerate(texts)]
+    task = Task("tiny", "Review: {text}\nSentiment:", ("bad", "good"))
+    pool = Pool(task, rows, rows[:1], shots=1)
+    assert pool.digest == "1046c07747039dfe"  # what that version gave
+    ((_, cell),) = plan([pool], ["ln-tuning"], ["A"], [0], Common("tiny", "0" * 64, "float32"))
+    row = dict(task="tiny", method="ln-tuning", protocol="A", seed=0, shots=1, model="tiny")
+    row |= dict(
+        model_sha256="0" * 64, dtype="float32", data_sha256="1046c07747039dfe", n_test=1, max_steps=None
+    )
+    assert Cell.of({**row, "accuracy": 0.5}) == cell
