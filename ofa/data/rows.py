@@ -3,9 +3,10 @@
 import re
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ofa.data.files import SUFFIXES, Format, read_records
 
@@ -186,7 +187,8 @@ def _read_dataset(source: str, label_column: str) -> Iterator[tuple[str, dict]]:
     return _named_labels(source, data, label_column)
 
 
-def _named_labels(source: str, data: Iterable[dict], label_column: str) -> Iterator[tuple[str, dict]]:
+def _named_labels(source: str, data: Any, label_column: str) -> Iterator[tuple[str, dict]]:
+    """The rows of a `datasets.Dataset`, class numbers replaced by the names that it has for them."""
     names = getattr(data.features.get(label_column), "names", None)
     for i, row in enumerate(data):
         where = f"{source}, row {i}"
