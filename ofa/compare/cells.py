@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,7 +66,8 @@ class Cell:
     @classmethod
     def of(cls, row: dict) -> "Cell":
         """A finished row's cell."""
-        return cls(**{item.name: row.get(item.name) for item in fields(cls)})
+        values: dict[str, Any] = {item.name: row.get(item.name) for item in fields(cls)}
+        return cls(**values)
 
     @property
     def scored(self) -> "Cell":

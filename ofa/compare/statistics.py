@@ -50,8 +50,8 @@ def paired(first: Sequence[dict], second: Sequence[dict]) -> Paired | None:
     differences = {key: ours[key] - theirs[key] for key in common}
     values = differences.values()
     wins, losses = sum(d > 0 for d in values), sum(d < 0 for d in values)
-    errors = (_clustered(differences, by) for by in (1, 0))
-    return Paired(statistics.mean(values), *errors, wins, losses, len(values))
+    by_seed, by_task = _clustered(differences, 1), _clustered(differences, 0)
+    return Paired(statistics.mean(values), by_seed, by_task, wins, losses, len(values))
 
 
 def _clustered(differences: dict[tuple, float], by: int) -> float:
