@@ -53,7 +53,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classes_: the labels, sorted; the columns of `predict_proba`.
         task_: template and label words, in the order of `classes_`.
         gamma_: the adapted γ, a tensor a norm, on the CPU.
-        model_: the loaded model with this γ in it; before `fit`, with the base model's.
+        model_: the loaded model with this γ in it; before `fit`, with the γ of the base model.
         tokenizer_: the model's.
         result_: the `FitResult` of the last `fit`; an adapter that was loaded has none.
     """
@@ -121,7 +121,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def label_scores(self, texts: Iterable[str], shots: Sequence[dict] = (), name: str = "scoring") -> Scores:
         """Label-word scores, optionally with demonstrations in context; see `ofa.scoring.score`.
 
-        Before `fit` these are the base model's, for the words of `label_words` in the order given.
+        Before `fit` the base model gives them, for the words of `label_words` in the order given.
 
         Raises:
             NotFittedError: neither fitted nor given label words.
@@ -182,7 +182,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def model_(self) -> nn.Module:
-        """The loaded model, with this classifier's γ in it; before `fit`, the base model's."""
+        """The loaded model, with this classifier's γ in it; before `fit`, with the γ of the base model."""
         model, _ = self._loaded()
         set_gammas(model, getattr(self, "gamma_", None))
         return model
@@ -204,7 +204,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return memory[key]
 
     def _task(self, words: Sequence[str]) -> Task:
-        """The task of these label words, which can be told apart."""
+        """The task with these label words; scored whole if first tokens collide and `whole_words` is None."""
         task = Task("few-shot", self.template, words, bool(self.whole_words))
         if self.whole_words is None:
             task = task.told_apart(self.tokenizer_)

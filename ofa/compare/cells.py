@@ -152,7 +152,7 @@ def read_cells(folder: Path) -> list[dict]:
 
 
 def cells_file(share: tuple[int, int]) -> str:
-    """The file of process i of n: none of them writes to another's."""
+    """The file of process i of n; no two processes write to the same."""
     part, parts = share
     return "cells.jsonl" if parts == 1 else f"cells-{part}.jsonl"
 
@@ -224,7 +224,7 @@ def compare(
         tokenizer: the model's.
         planned: from `plan`.
         folder: where `cells*.jsonl` are.
-        share: (i, n): of n processes this one, the i-th, takes every n-th cell, into a file of its own.
+        share: (i, n): of n processes this one, the i-th, takes every n-th cell and writes a separate file.
         track: wraps the iteration over a cell's test batches.
 
     Yields:

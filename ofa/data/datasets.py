@@ -123,7 +123,7 @@ def data_sets(data: Path | None = None) -> dict[str, DataSet]:
 
     Args:
         data: a folder that may hold tasks.json, `{name: {"template": …, "label_words": […]}}`; other keys are
-            ignored. A name of the table that it defines is the folder's.
+            ignored. Where it defines a name of the table, its definition is taken.
 
     Raises:
         ValueError: tasks.json is malformed: no JSON, no template with one `{text}`, or fewer than two label

@@ -74,7 +74,7 @@ class Classes:
         return self
 
     def numbers(self, labels: Iterable[Hashable]) -> list[int]:
-        """The class number of each label; -1 where it is none of these."""
+        """The class number of each label; -1 for a label that is none of the classes."""
         places = {label: i for i, label in enumerate(self.labels)}
         return [places.get(label, -1) for label in labels]
 

@@ -33,7 +33,7 @@ class Reading:
 
 
 def is_file(source: str) -> bool:
-    """Whether a name is a file's, by its ending or since it lies on the disk."""
+    """Whether a name is the name of a file: by its ending, or because it is on the disk."""
     path = Path(source)
     return path.suffix.lower() in SUFFIXES or path.exists()
 

@@ -45,17 +45,17 @@ GPTJ = {"ln_1": Role.BEFORE_BOTH}
 class Family:
     """What a model family calls its parts, and what it does otherwise than Llama.
 
-    P is the norm of the MLP: the one before it, or in OLMo 2, which has none there, the one after it.
+    P belongs to the norm before the MLP, or in OLMo 2, which has none there, to the norm after the MLP.
 
     Attributes:
         norm_class: the class of the norms that are replaced.
         roles: a block's norms in the order of their use.
-        preconditioner: which of them is P.
-        norm: what replaces them.
+        preconditioner: the name of the norm that P belongs to.
+        norm: the class that replaces the norms.
         decoder: where the language model keeps its decoder; the other names are below that.
-        layers: its blocks.
-        attention: a block's attention; all families call the MLP `mlp`.
-        embedding: of the words.
+        layers: where the decoder keeps its blocks.
+        attention: where a block keeps its attention; all families call the MLP `mlp`.
+        embedding: the embedding of the words.
         positions: the embedding of the positions, where they are learned.
         final: the norm behind the last block.
         fast_pass: whether `ofa.passes.layer` does what its blocks do.

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ofa.decoder.families import FAMILIES, Family
 from ofa.decoder.norms import Foreign, active_norm
 
-# a pair [B, T, ...], cos and sin for most families; None where there is none
+# a pair [B, T, ...], cos and sin for most families; None where the model has no rotary embedding
 Rotary = tuple[Tensor, Tensor] | None
 
 Arguments = ParamSpec("Arguments")
@@ -30,7 +30,7 @@ class Decoder:
 
     Attributes:
         lm: the causal language model, without PEFT's wrapper.
-        family: what it calls its parts.
+        family: what the model calls its parts, and where it differs from Llama.
     """
 
     lm: PreTrainedModel
@@ -154,7 +154,7 @@ class Decoder:
         )
 
     def check_attention(self, n_tokens: int) -> None:
-        """Refuse what would not let every token see all before it, and these only.
+        """Refuse what would not let every token see all tokens before it, and no others.
 
         Raises:
             ValueError: the prompt is longer than the model's sliding window, or attention looks ahead.
@@ -176,7 +176,7 @@ class Decoder:
 def without_autocast(
     function: Callable[Concatenate[nn.Module, Arguments], Result],
 ) -> Callable[Concatenate[nn.Module, Arguments], Result]:
-    """A function of a model, run in the model's own type also under autocast.
+    """A function of a model, run in the number type of the model also under autocast.
 
     Autocast casts what goes into linear layers and not what goes around them, and tangents and sums need one
     type.

@@ -62,7 +62,7 @@ def objective(model: nn.Module, batch: Batch, cfg: OFAConfig, step: int | Tensor
             `example_ids` [B], which select the probes (default 0 to B-1), and `packing` (see
             `ofa.packed`).
         cfg: weights and probes.
-        step: the training step; its probes are those of the seed mix(cfg.seed, step). In a CUDA graph, an
+        step: the training step; its probes come from the seed mix(cfg.seed, step). In a CUDA graph, an
             int64 tensor of one element on the model's device, filled before each replay; then every step
             has the sharpness term.
 

@@ -47,8 +47,8 @@ def _shifted(layers: nn.ModuleList, shifts: list[Tensor]) -> Iterator[None]:
 def paper_code_terms(decoder: Decoder, batch: Batch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """(cross-entropy, J, H) of the authors' code, each a scalar.
 
-    H averages over the pairs of examples: their product of noise and difference is a B x B matrix. They train
-    with a batch of one.
+    H averages over the pairs of examples: their product of noise and difference is a B x B matrix. The
+    authors train with a batch of one.
 
     Args:
         decoder: the view of a model, patched.

@@ -19,7 +19,7 @@ from ofa_kernels import TraceEstimate
 
 
 class _EarlierTokens:
-    """Stands where a layer expects a cache: the clean pass's keys and values before the new token's own."""
+    """Stands where a layer expects a cache: puts keys and values of the clean pass before the new token."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys, self.values = keys, values

@@ -83,7 +83,7 @@ class Rows:
         packing: where the tokens stand.
         n_probes: N; 0 without tangents.
         cos: [all rows, 1, head_dim], of the rotary embedding.
-        sin: likewise.
+        sin: [all rows, 1, head_dim], of the rotary embedding.
     """
 
     packing: Packing
@@ -103,7 +103,7 @@ class Rows:
         return n_examples, self.n_clean - n_examples, self.n_probes * n_examples
 
     def own(self, part: Tensor) -> Tensor:
-        """What stands at the prediction tokens and the tangents, of cos or sin."""
+        """The rows of cos or sin at the prediction tokens, and again for their tangents."""
         return part[: self.packing.n_examples].repeat(1 + self.n_probes, 1, 1)
 
     @classmethod

@@ -67,7 +67,7 @@ class ActivationPatch:
 
 
 class _Tap:
-    """Stands where a layer expects a cache: prepends a shared prefix, hands on, and keeps if asked."""
+    """Stands where a layer expects a cache: puts a shared prefix before keys and values; records if asked."""
 
     def __init__(self, prefix: "TokenStates | None", record: bool):
         self.prefix, self.record = prefix, record

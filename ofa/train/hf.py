@@ -24,8 +24,8 @@ class OFATrainer(Trainer):
     Args:
         model: a causal language model of a supported family.
         args: `transformers`' arguments; columns are never removed.
-        ofa_config: weights and probes; learning rate, epochs and batch size are those of `args`. The probes
-            of a step are those of the seed mix(ofa_config.seed, step).
+        ofa_config: weights and probes; learning rate, epochs and batch size come from `args`, and the probes
+            of a step from the seed mix(ofa_config.seed, step).
         kwargs: as for `Trainer`.
 
     Raises:
@@ -61,7 +61,7 @@ class OFATrainer(Trainer):
         return computed.loss
 
     def training_step(self, *args, **kwargs) -> Tensor:
-        """As `Trainer`'s, with γ's gradients averaged: the data-parallel wrapper is not what is called."""
+        """As in `Trainer`, with γ's gradients averaged, since the loss bypasses the data-parallel wrapper."""
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
             assert self.model is not None  # it is an argument of the constructor

@@ -28,7 +28,7 @@ class Setting:
         protocol: "A", test prompts stand alone; "B", the shots precede every test prompt as demonstrations.
             Training is the same in both.
         seed: of everything random.
-        max_steps: cap on optimiser steps; None for the method's own number.
+        max_steps: cap on optimiser steps; None for as many as the method takes.
         progress: show bars.
     """
 

@@ -17,8 +17,8 @@ from ofa.decoder.view import Decoder
 from ofa.passes.own_layers import token_states
 from ofa_kernels import accumulation_dtype
 
-INIT = (0.1, 1.0)  # of the context vector, of the output itself
-NOISE = 1e-3
+INIT = (0.1, 1.0)  # first factors of the context vector and of the output itself
+NOISE = 1e-3  # of the output's norm
 SCHEDULE = Schedule(lr=1e-2, weight_decay=1e-3, epochs=100, batch_size=2)
 
 # takes a layer's number, 0 for attention or 1 for the MLP, and the output [B, T, D]; gives the new output

@@ -32,7 +32,7 @@ class _Tokenizer:
 
 
 class _Embedding(nn.Module):
-    """Word embeddings and, under the id after the last word's, the embedding [1, D] of the virtual token."""
+    """Embeddings of the words, and under the next id after them the virtual token, [1, D]."""
 
     def __init__(self, words: nn.Embedding, virtual: nn.Parameter):
         super().__init__()
