@@ -4,6 +4,7 @@ import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict
+from typing import cast
 
 import numpy as np
 import torch
@@ -31,8 +32,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     r"""Classify texts with a language model adapted on a few labelled ones.
 
     scikit-learn's `clone`, `Pipeline`, `cross_val_score`, `GridSearchCV` and the like take it. Every `fit`
-    starts from the base model, and classifiers of one model object don't disturb each other (clones share
-    theirs): each keeps its own γ, and puts it into the model before the model is used.
+    starts from the base model, and classifiers of one model object, such as clones, don't disturb each other:
+    each keeps the γ that it learnt, and puts it into the model before the model is used.
 
     Args:
         model: a name, folder or hub id for `ofa.models.load`, or a loaded model (then give its tokenizer).
@@ -52,10 +53,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         classes_: the labels, sorted; the columns of `predict_proba`.
         task_: template and label words, in the order of `classes_`.
         gamma_: the adapted γ, a tensor a norm, on the CPU.
-        model_: the loaded model with this γ in it; before `fit`, with the base model's.
+        model_: the loaded model with this γ in it; before `fit`, with the γ of the base model.
         tokenizer_: the model's.
         result_: the `FitResult` of the last `fit`; an adapter that was loaded has none.
     """
+
+    # the model that a name stands for, once it is loaded; shared by clones
+    _memory: dict[tuple[str, torch.dtype | None], tuple[nn.Module, PreTrainedTokenizerBase]]
 
     def __init__(
         self,
@@ -117,7 +121,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def label_scores(self, texts: Iterable[str], shots: Sequence[dict] = (), name: str = "scoring") -> Scores:
         """Label-word scores, optionally with demonstrations in context; see `ofa.scoring.score`.
 
-        Before `fit` these are the base model's, for the words of `label_words` in the order given.
+        Before `fit` the base model gives them, for the words of `label_words` in the order given.
 
         Raises:
             NotFittedError: neither fitted nor given label words.
@@ -156,7 +160,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     ) -> float:
         """The share of texts whose label is predicted, weighted if asked; raises as `predict_proba`."""
         check_is_fitted(self)
-        truth = Classes(tuple(self.classes_.tolist()), self.task_.label_words).numbers(as_labels(y))
+        classes = Classes(tuple(self.classes_.tolist()), tuple(self.task_.label_words))
+        truth = classes.numbers(as_labels(y))
         found = self.label_scores(X).predictions.numpy()
         return accuracy_score(truth, found, sample_weight=sample_weight)
 
@@ -177,7 +182,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def model_(self) -> nn.Module:
-        """The loaded model, with this classifier's γ in it; before `fit`, the base model's."""
+        """The loaded model, with this classifier's γ in it; before `fit`, with the γ of the base model."""
         model, _ = self._loaded()
         set_gammas(model, getattr(self, "gamma_", None))
         return model
@@ -199,7 +204,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return memory[key]
 
     def _task(self, words: Sequence[str]) -> Task:
-        """The task of these label words, which can be told apart."""
+        """The task with these label words; scored whole if first tokens collide and `whole_words` is None."""
         task = Task("few-shot", self.template, words, bool(self.whole_words))
         if self.whole_words is None:
             task = task.told_apart(self.tokenizer_)
@@ -215,7 +220,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         # copies of a model would fill the memory, and since each classifier keeps its own γ, one will do
         bare = copy(self)
         bare.model = bare.tokenizer = None
-        cloned = super(FewShotClassifier, bare).__sklearn_clone__()
+        cloned = cast(FewShotClassifier, super(FewShotClassifier, bare).__sklearn_clone__())
         cloned.model, cloned.tokenizer = self.model, self.tokenizer
         cloned._memory = self.__dict__.setdefault("_memory", {})
         return cloned

@@ -164,7 +164,7 @@ def adapt(
     ] = DEFAULTS.n_probes,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
     epochs: Annotated[int, typer.Option(help="Passes over the shots.")] = DEFAULTS.epochs,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = DEFAULTS.batch_size,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = DEFAULTS.batch_size,
     seed: Seed = DEFAULTS.seed,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",

@@ -22,11 +22,11 @@ class Schedule:
 
     Attributes:
         lr: AdamW's peak learning rate; 5 % linear warm-up, then a cosine to 0.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's weight decay.
         epochs: passes over the examples.
         batch_size: examples a step; None for all of them.
         seed: of the examples' order.
-        max_steps: stop after so many steps; the learning rate is that of the whole run.
+        max_steps: stop after so many steps; the learning rate follows the schedule of the whole run.
         cosine_from_start: the cosine counts the warm-up too, as the OFA authors' code has it.
 
     Raises:
@@ -88,11 +88,11 @@ class OFAConfig:
         n_probes: Hutchinson probes a layer and example.
         sharpness_every: compute H every k-th step only, weighted k times.
         lr: AdamW's peak learning rate; 5 % linear warm-up, then a cosine to 0.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's weight decay.
         epochs: passes over the shots.
         batch_size: examples a step; None for all shots.
         seed: of the order of the shots and of the probes.
-        terms: `"formulas"` for those of the paper, `"paper_code"` for what the authors' public code
+        terms: `"formulas"` for the terms of the paper, `"paper_code"` for what the authors' public code
             computes (see `paper_code`).
     """
 

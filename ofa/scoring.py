@@ -37,7 +37,7 @@ class Scores:
 
 
 def _common_prefix(prompts: Sequence[list[int]]) -> int:
-    """How many leading tokens all prompts share, leaving each at least one of its own."""
+    """How many leading tokens all prompts share, leaving each prompt at least one token after them."""
     shortest = min(map(len, prompts)) - 1
     columns = zip(*(ids[:shortest] for ids in prompts), strict=True)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
@@ -48,12 +48,11 @@ def _batches(lengths: Sequence[int], shared: int) -> list[list[int]]:
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         rows = batches[-1] if batches else None
-        fits = (
+        if (
             rows
             and len(rows) < ROWS_PER_BATCH
             and (len(rows) + 1) * (shared + lengths[i]) <= TOKENS_PER_BATCH
-        )
-        if fits:
+        ):
             rows.append(i)
         else:
             batches.append([i])
@@ -142,7 +141,9 @@ def _word_log_probs(
     for word in words:
         column = first[:, word[0]]
         if len(word) > 1:
-            following = states(word).following.float().log_softmax(-1)
+            logits = states(word).following
+            assert logits is not None  # the word has several tokens
+            following = logits.float().log_softmax(-1)
             column = column + sum(following[:, i, token] for i, token in enumerate(word[1:]))
         columns.append(column)
     return torch.stack(columns, dim=1)

@@ -32,7 +32,7 @@ class Adaptation:
         test: how many other rows to test on, or "all".
         model: a name, folder or hub id.
         dtype: the model's; None for what is fast.
-        config: how to adapt; its seed is that of the draws too.
+        config: how to adapt; its seed serves the draws too.
     """
 
     data: str
@@ -58,7 +58,7 @@ def run(options: Adaptation, out: Path, console: Console) -> None:
     classifier = FewShotClassifier(
         options.model, words, options.template, options.config, dtype=options.dtype
     )
-    adapt_and_test(classifier, chosen, held_out, out, console)
+    adapt_and_test(classifier, words, chosen, held_out, out, console)
 
 
 def n_to_test(text: str) -> int | None:
@@ -108,12 +108,18 @@ def draw(
 
 
 def adapt_and_test(
-    classifier: FewShotClassifier, shots: list[dict], test: list[dict], out: Path, console: Console
+    classifier: FewShotClassifier,
+    words: Sequence[str],
+    shots: list[dict],
+    test: list[dict],
+    out: Path,
+    console: Console,
 ) -> None:
     """Fit on the shots and write the adapter, its training and how well it does on the test rows.
 
     Args:
         classifier: not fitted yet.
+        words: its label words, by class number.
         shots: {"text", "label": class number} to learn from.
         test: rows of the same form, in no order; none: nothing is tested.
         out: folder for the adapter, training.json and the history; a run that was stopped goes on from what
@@ -133,7 +139,6 @@ def adapt_and_test(
             soft_wrap=True,
         )
     before = classifier.label_scores(texts, name="zero-shot").accuracy(labels) if test else None
-    words = classifier.label_words
     unfinished = out / "unfinished.safetensors"
     classifier.fit([s["text"] for s in shots], [words[s["label"]] for s in shots], unfinished)
     result = classifier.result_

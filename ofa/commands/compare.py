@@ -260,8 +260,8 @@ def _run(options: Comparison, share: tuple[int, int], console: Console) -> None:
 def report(planned: Sequence[tuple[Pool, Cell]], folder: Path, console: Console) -> None:
     """Tables and plots of the planned cells, once all are there."""
     finished = {Cell.of(row): row for row in read_cells(folder)}
-    rows = [finished.get(cell) for _, cell in planned]
-    missing = rows.count(None)
+    rows = [finished[cell] for _, cell in planned if cell in finished]
+    missing = len(planned) - len(rows)
     if missing:
         console.print(
             f"{missing} cells are still to come; tables follow when they are there", highlight=False

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -18,6 +19,7 @@ from ofa.classifier import FewShotClassifier
 from ofa.config import OFAConfig
 from ofa.data.draws import draw_shots
 from ofa.data.tweets import TASK, load_tweets, split_tweets
+from ofa.decoder.view import Decoder
 from ofa.scoring import Scores
 
 SHOTS = 5
@@ -66,7 +68,8 @@ def run_demo(out: Path, model: str = models.SMOLLM2) -> None:
     test, pool = split_tweets(load_tweets())
     texts, labels = [row["text"] for row in test], [row["label"] for row in test]
     base = FewShotClassifier(model, TASK.label_words, TASK.template)
-    source, dtype = models.source_of(base.model_), base.model_.dtype
+    lm = Decoder.of(base.model_).lm
+    source, dtype = models.source_of(lm), lm.dtype
     console.print(f"model: {source.name} ({source.origin}), {str(dtype).removeprefix('torch.')}")
     console.print(
         f"{SHOTS} tweets per class to learn from, {len(test)} others to test on; "
@@ -79,7 +82,7 @@ def run_demo(out: Path, model: str = models.SMOLLM2) -> None:
         scores, seconds = _timed(base.label_scores, texts, shots, f"seed {seed}: {ICL}")
         cells.append(_cell(ICL, seed, scores, labels, seconds_fit=0, seconds_eval=seconds))
         for method, config in CONFIGS.items():
-            classifier = clone(base).set_params(config=replace(config, seed=seed))
+            classifier = cast(FewShotClassifier, clone(base)).set_params(config=replace(config, seed=seed))
             classifier.fit([s["text"] for s in shots], [TASK.label_words[s["label"]] for s in shots])
             scores, seconds = _timed(classifier.label_scores, texts, (), f"seed {seed}: {method}")
             fitted = {"seconds_fit": classifier.result_.seconds, "seconds_eval": seconds}

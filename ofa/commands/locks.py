@@ -21,7 +21,7 @@ def check_folder(folder: Path) -> None:
 def only_run(folder: Path, part: str = "run") -> Iterator[None]:
     """Hold a folder against a second run; made where it is missing, and removed again if it stays empty.
 
-    The lock is the operating system's, so that one of a process that was killed holds nobody up.
+    The operating system keeps the lock, so that a process that was killed holds nobody up.
 
     Args:
         folder: where the run writes.
@@ -45,7 +45,8 @@ def only_run(folder: Path, part: str = "run") -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # before it is free, so that it is no other run's; Windows removes it later
+        # before the lock is free: afterwards the file may be another run's; Windows removes it later
+        with suppress(OSError):
             file.unlink()
         lock.release()
         with suppress(OSError):  # it holds something

@@ -60,7 +60,8 @@ def label(classifier: FewShotClassifier, texts: Sequence[str], console: Console)
     if seconds > WORTH_SAYING:
         console.print(f"labelling {len(there):,} texts takes about {in_words(seconds)}", highlight=False)
     scores = classifier.label_scores(there)
-    found = zip(scores.predictions.tolist(), scores.log_probs.exp().tolist(), strict=True)
+    numbers: list[int] = scores.predictions.tolist()
+    found = zip(numbers, scores.log_probs.exp().tolist(), strict=True)
     rows: list[tuple[str, ...]] = [("text", "label", *words)]
     for text in texts:
         if not text:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,7 +66,8 @@ class Cell:
     @classmethod
     def of(cls, row: dict) -> "Cell":
         """A finished row's cell."""
-        return cls(**{item.name: row.get(item.name) for item in fields(cls)})
+        values: dict[str, Any] = {item.name: row.get(item.name) for item in fields(cls)}
+        return cls(**values)
 
     @property
     def scored(self) -> "Cell":
@@ -150,7 +152,7 @@ def read_cells(folder: Path) -> list[dict]:
 
 
 def cells_file(share: tuple[int, int]) -> str:
-    """The file of process i of n: none of them writes to another's."""
+    """The file of process i of n; no two processes write to the same."""
     part, parts = share
     return "cells.jsonl" if parts == 1 else f"cells-{part}.jsonl"
 
@@ -222,7 +224,7 @@ def compare(
         tokenizer: the model's.
         planned: from `plan`.
         folder: where `cells*.jsonl` are.
-        share: (i, n): of n processes this one, the i-th, takes every n-th cell, into a file of its own.
+        share: (i, n): of n processes this one, the i-th, takes every n-th cell and writes a separate file.
         track: wraps the iteration over a cell's test batches.
 
     Yields:

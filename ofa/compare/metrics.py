@@ -20,7 +20,7 @@ def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor) -> floa
     confidence, predicted = probabilities.max(-1)
     right = (predicted == labels).to(confidence.dtype)
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    # Σ |B|/n |acc(B) - conf(B)|, where the bin's own size cancels
+    # Σ |B|/n |acc(B) - conf(B)|, where the size of the bin cancels
     gaps = torch.zeros(BINS, dtype=confidence.dtype).index_add(0, bins, right - confidence)
     return (gaps.abs().sum() / len(labels)).item()
 

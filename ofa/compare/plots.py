@@ -32,7 +32,8 @@ def _columns(labels: Sequence[str], inches: float) -> int:
 def plot_comparison(rows: Sequence[dict], path: Path) -> None:
     """Accuracy per task with error bars over seeds; accuracy against training and inference time.
 
-    Points have their methods' names beside them, or where one of these is long their numbers in the legend.
+    Points have the names of their methods beside them, or where a name is long, numbers that the legend
+    explains.
 
     Args:
         rows: finished cells of one protocol.

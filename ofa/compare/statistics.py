@@ -43,15 +43,15 @@ class Paired:
 
 def paired(first: Sequence[dict], second: Sequence[dict]) -> Paired | None:
     """Compare two methods' rows of one protocol; None without a common (task, seed)."""
-    ours, theirs = _accuracies(first), _accuracies(second)
-    common = sorted(ours.keys() & theirs.keys())
+    of_first, of_second = _accuracies(first), _accuracies(second)
+    common = sorted(of_first.keys() & of_second.keys())
     if not common:
         return None
-    differences = {key: ours[key] - theirs[key] for key in common}
+    differences = {key: of_first[key] - of_second[key] for key in common}
     values = differences.values()
     wins, losses = sum(d > 0 for d in values), sum(d < 0 for d in values)
-    errors = (_clustered(differences, by) for by in (1, 0))
-    return Paired(statistics.mean(values), *errors, wins, losses, len(values))
+    by_seed, by_task = _clustered(differences, 1), _clustered(differences, 0)
+    return Paired(statistics.mean(values), by_seed, by_task, wins, losses, len(values))
 
 
 def _clustered(differences: dict[tuple, float], by: int) -> float:

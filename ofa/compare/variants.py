@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any, cast
 
 from ofa.compare.methods import METHODS, Method, Setting
 
@@ -10,12 +11,18 @@ from ofa.compare.methods import METHODS, Method, Setting
 NUMBERS = {float: float, int: int, int | None: int}
 
 
+def _options(method: Method) -> Any:
+    """The frozen dataclass of a method's options; None for a method without."""
+    return getattr(method, "options", None)
+
+
 def options_of(method: Method) -> dict[str, Callable[[str], float]]:
     """The names of a method's numeric options, each with what reads its text; none for a method without."""
-    if not hasattr(method, "options"):
+    options = _options(method)
+    if options is None:
         return {}
     decided = {item.name for item in fields(Setting)}
-    items = (item for item in fields(method.options) if item.name not in decided)
+    items = (item for item in fields(options) if item.name not in decided)
     return {item.name: NUMBERS[item.type] for item in items if item.type in NUMBERS}
 
 
@@ -45,11 +52,12 @@ def method_of(text: str) -> Method:
     try:
         readers = options_of(method)
         values = _read(listed, readers)
-        options = replace(method.options, **values)
+        options = replace(_options(method), **values)
     except ValueError as error:
         raise ValueError(f"{text}: {error}") from None
     given = "+".join(f"{option}={_shortest(values[option])}" for option in readers if option in values)
-    return replace(method, name=f"{name}:{given}", options=options)
+    # a method that has options is a dataclass, see `Method`
+    return replace(cast(Any, method), name=f"{name}:{given}", options=options)
 
 
 def _read(listed: str, readers: dict[str, Callable[[str], float]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from ofa.data.draws import draw_test
 from ofa.data.files import SUFFIXES
@@ -118,11 +119,11 @@ def _own(folder: Path) -> dict[str, DataSet]:
 
 
 def data_sets(data: Path | None = None) -> dict[str, DataSet]:
-    """Every known data set by name: those of the table, and those that the folder's tasks.json defines.
+    """Every known data set by name: of the table, and of the folder's tasks.json.
 
     Args:
         data: a folder that may hold tasks.json, `{name: {"template": …, "label_words": […]}}`; other keys are
-            ignored. A name of the table that it defines is the folder's.
+            ignored. Where it defines a name of the table, its definition is taken.
 
     Raises:
         ValueError: tasks.json is malformed: no JSON, no template with one `{text}`, or fewer than two label
@@ -159,6 +160,7 @@ def _numbered(rows: Sequence[dict]) -> list[dict]:
 def _from_hub(entry: DataSet) -> tuple[list[dict], list[dict]]:
     import datasets
 
+    assert entry.repo is not None  # a data set without one is defined by a folder, which holds its rows
     text, label = entry.columns
     parts = []
     for split in dict.fromkeys(entry.splits):
@@ -170,7 +172,7 @@ def _from_hub(entry: DataSet) -> tuple[list[dict], list[dict]]:
                 f"({type(error).__name__}: {error}); put {entry.task.name}/train.jsonl and test.jsonl into a "
                 "folder and name it with --data"
             ) from error
-        parts.append([{"text": row[text], "label": row[label]} for row in data])
+        parts.append([{"text": row[text], "label": row[label]} for row in cast(Any, data)])
     if len(parts) == 1:
         middle = len(parts[0]) // 2
         parts = [parts[0][:middle], parts[0][middle:]]
@@ -180,9 +182,9 @@ def _from_hub(entry: DataSet) -> tuple[list[dict], list[dict]]:
 def load(name: str, data: Path | None = None) -> tuple[Task, list[dict], list[dict]]:
     """A data set: its task, the pool that shots are drawn from, and its test rows.
 
-    Without a folder the test rows are up to 500, drawn evenly over the classes; those of a folder are all of
-    the file, in its order, or for a task of its tasks.json with the classes in turn, so that any first rows
-    are drawn evenly too. A warning says when tasks.json replaces a data set of the table.
+    Without a folder the test rows are up to 500, drawn evenly over the classes. From a folder they are all
+    rows of the file, in its order, or for a task of the folder's tasks.json with the classes in turn, so that
+    any first rows are drawn evenly too. A warning says when tasks.json replaces a data set of the table.
 
     Args:
         name: one of `data_sets(data)`.
@@ -203,7 +205,7 @@ def load(name: str, data: Path | None = None) -> tuple[Task, list[dict], list[di
         pool, test = _from_hub(entry)
     pool, test = _numbered(pool), _numbered(test)
     n_classes = len(entry.task.label_words)
-    if entry.repo is None:
+    if data is not None and entry.repo is None:
         unnamed = {row["label"] for row in (*pool, *test)} - set(range(n_classes))
         if unnamed:
             raise ValueError(

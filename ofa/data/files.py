@@ -130,7 +130,7 @@ def _table(path: Path, text: str, **dialect) -> Iterator[tuple[str, dict]]:
 
 
 def _delimiter(text: str) -> str:
-    """The one by which header and first row have equally many cells, else that of most columns."""
+    """The delimiter by which header and first row have equally many cells, else the one of most columns."""
     # csv.Sniffer takes the comma of any header that holds one, as in "text;label (0, 1)"
 
     def plausibility(delimiter: str) -> tuple[bool, int]:

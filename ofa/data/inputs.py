@@ -12,7 +12,7 @@ def _column(values: Any, what: str) -> list:
         raise TypeError(f"{what} must be a list, got the single {values!r}; give a list: [{values!r}]")
     if isinstance(values, (Mapping, Set)):
         raise TypeError(f"{what} must be a list, got a {type(values).__name__}; give its values as a list")
-    if hasattr(values, "to_numpy"):  # a table's, of pandas or polars
+    if hasattr(values, "to_numpy"):  # a column of a table of pandas or polars
         values = values.to_numpy()
     if isinstance(values, np.ndarray):
         if values.ndim not in (1, 2) or values.shape[1:] not in ((), (1,)):

@@ -2,14 +2,17 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
 
+Label = TypeVar("Label", bound=Hashable)
 
-def _ordered(labels: Iterable[Hashable]) -> tuple[Hashable, ...]:
+
+def _ordered(labels: Iterable[Label]) -> tuple[Label, ...]:
     try:
-        return tuple(sorted(labels))
+        return tuple(sorted(cast(Iterable[Any], labels)))
     except TypeError:  # labels of several types
         return tuple(sorted(labels, key=lambda label: (type(label).__name__, repr(label))))
 
@@ -71,7 +74,7 @@ class Classes:
         return self
 
     def numbers(self, labels: Iterable[Hashable]) -> list[int]:
-        """The class number of each label; -1 where it is none of these."""
+        """The class number of each label; -1 for a label that is none of the classes."""
         places = {label: i for i, label in enumerate(self.labels)}
         return [places.get(label, -1) for label in labels]
 

@@ -3,9 +3,10 @@
 import re
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ofa.data.files import SUFFIXES, Format, read_records
 
@@ -32,7 +33,7 @@ class Reading:
 
 
 def is_file(source: str) -> bool:
-    """Whether a name is a file's, by its ending or since it lies on the disk."""
+    """Whether a name is the name of a file: by its ending, or because it is on the disk."""
     path = Path(source)
     return path.suffix.lower() in SUFFIXES or path.exists()
 
@@ -186,7 +187,8 @@ def _read_dataset(source: str, label_column: str) -> Iterator[tuple[str, dict]]:
     return _named_labels(source, data, label_column)
 
 
-def _named_labels(source: str, data: Iterable[dict], label_column: str) -> Iterator[tuple[str, dict]]:
+def _named_labels(source: str, data: Any, label_column: str) -> Iterator[tuple[str, dict]]:
+    """The rows of a `datasets.Dataset`, class numbers replaced by the names that it has for them."""
     names = getattr(data.features.get(label_column), "names", None)
     for i, row in enumerate(data):
         where = f"{source}, row {i}"

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -193,7 +194,7 @@ class Task:
         text_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         n_dropped = len(ids) - max_tokens
         while n_dropped < len(text_ids):
-            rest = tokenizer.decode(text_ids[n_dropped:]).lstrip()
+            rest = cast(str, tokenizer.decode(text_ids[n_dropped:])).lstrip()
             if rest:
                 ids = tokenizer(before + self.render(rest))["input_ids"]
                 if len(ids) <= max_tokens:

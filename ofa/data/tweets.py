@@ -53,7 +53,9 @@ def _fetch(path: Path) -> None:
             "adapt to your own file: ofa adapt FILE.csv"
         ) from error
     with tarfile.open(fileobj=archive) as tar:
-        text = tar.extractfile(MEMBER).read()
+        member = tar.extractfile(MEMBER)
+        assert member is not None  # it is a file in the archive whose SHA-256 is pinned
+        text = member.read()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # so that two first runs don't collide
         temporary = Path(folder) / path.name

@@ -15,9 +15,9 @@ IGNORED = -100
 
 
 def label_places(attention_mask: Tensor, labels: Tensor | None = None) -> Tensor:
-    """[B, L]: which of its example's real tokens predicts each token of its label; its last where L = 1.
+    """[B, L]: for each token of a label, which real token of the example predicts it; the last if L = 1.
 
-    The first is the prediction token. Where a label is shorter than L, its last place is repeated.
+    The first of these is the prediction token. Where a label is shorter than L, its last place is repeated.
     """
     last = attention_mask.sum(-1, keepdim=True) - 1
     if labels is None or labels.dim() == 1:

@@ -3,10 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ofa.decoder.norms import GemmaRMSNorm, LayerNorm, Olmo2RMSNorm, RMSNorm, RMSNormFunction, epsilon
+from ofa.decoder.norms import (
+    Foreign,
+    GemmaRMSNorm,
+    LayerNorm,
+    Olmo2RMSNorm,
+    RMSNorm,
+    RMSNormFunction,
+    epsilon,
+)
 from ofa_kernels import preconditioner
 
 
@@ -36,17 +45,17 @@ GPTJ = {"ln_1": Role.BEFORE_BOTH}
 class Family:
     """What a model family calls its parts, and what it does otherwise than Llama.
 
-    P is the norm of the MLP: the one before it, or in OLMo 2, which has none there, the one after it.
+    P belongs to the norm before the MLP, or in OLMo 2, which has none there, to the norm after the MLP.
 
     Attributes:
         norm_class: the class of the norms that are replaced.
         roles: a block's norms in the order of their use.
-        preconditioner: which of them is P.
-        norm: what replaces them.
+        preconditioner: the name of the norm that P belongs to.
+        norm: the class that replaces the norms.
         decoder: where the language model keeps its decoder; the other names are below that.
-        layers: its blocks.
-        attention: a block's attention; all families call the MLP `mlp`.
-        embedding: of the words.
+        layers: where the decoder keeps its blocks.
+        attention: where a block keeps its attention; all families call the MLP `mlp`.
+        embedding: the embedding of the words.
         positions: the embedding of the positions, where they are learned.
         final: the norm behind the last block.
         fast_pass: whether `ofa.passes.layer` does what its blocks do.
@@ -57,7 +66,7 @@ class Family:
     norm_class: str
     roles: Mapping[str, Role]
     preconditioner: str
-    norm: type[nn.Module] = RMSNorm
+    norm: type[RMSNorm] | type[LayerNorm] = RMSNorm
     decoder: str = "model"
     layers: str = "layers"
     attention: str = "self_attn"
@@ -74,11 +83,12 @@ class Family:
             return "final"
         return self.roles[name].value + (": the preconditioner P" if name == self.preconditioner else "")
 
-    def function_of(self, norm: nn.Module) -> RMSNormFunction:
-        """What one of the family's norms computes, also those of queries and keys."""
-        return RMSNormFunction(norm.weight, epsilon(norm), self.norm.offset, self.norm.rounding)
+    def function_of(self, norm: Foreign) -> RMSNormFunction:
+        """What a norm of the family computes, be it one of queries or keys; for RMSNorm families only."""
+        ours = cast(type[RMSNorm], self.norm)
+        return RMSNormFunction(norm.weight, epsilon(norm), ours.offset, ours.rounding)
 
-    def preconditioner_at(self, norm: nn.Module, z: Tensor) -> Tensor:
+    def preconditioner_at(self, norm: Foreign, z: Tensor) -> Tensor:
         """P = γ / σ(z) [B, D] of states z [B, D]; of a LayerNorm σ is their standard deviation."""
         if self.norm is LayerNorm:
             z = z - z.mean(-1, keepdim=True)
@@ -101,8 +111,15 @@ def _gpt(roles: Mapping[str, Role], p: str, positions: str | None) -> Family:
     )
 
 
-def _gemma(norm_class: str, **habits: bool) -> Family:
-    return Family(norm_class, GEMMA, "pre_feedforward_layernorm", GemmaRMSNorm, **habits)
+def _gemma(norm_class: str, caps_scores: bool = False, rotary_by_layer_type: bool = False) -> Family:
+    return Family(
+        norm_class,
+        GEMMA,
+        "pre_feedforward_layernorm",
+        GemmaRMSNorm,
+        rotary_by_layer_type=rotary_by_layer_type,
+        caps_scores=caps_scores,
+    )
 
 
 _LLAMA_CLASSES = {

@@ -1,19 +1,23 @@
 """The modules that replace a model's norms."""
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 import ofa_kernels
 
+# a module of transformers or PEFT, whose parts are found by their names
+Foreign: TypeAlias = Any
 
-def epsilon(norm: nn.Module) -> float:
+
+def epsilon(norm: Foreign) -> float:
     """What a norm adds to the mean square, under either of its names in transformers."""
     return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
 
 
-def active_norm(module: nn.Module) -> nn.Module:
+def active_norm(module: Foreign) -> Foreign:
     """The norm that computes: inside PEFT's LN-tuning wrapper that is the active copy, not the base."""
     if not hasattr(module, "ln_tuning_layers"):
         return module

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.decoder.families import Family
+from ofa.decoder.norms import Foreign, LayerNorm, RMSNorm
 from ofa.decoder.quantised import allow_packing, keep_unpacked
 from ofa.decoder.view import Decoder
 
@@ -22,8 +23,8 @@ class PatchedNorm:
 
     name: str
     role: str
-    module: nn.Module
-    original_class: type
+    module: RMSNorm | LayerNorm
+    original_class: type[nn.Module]
     original_weight: nn.Parameter
 
     @property
@@ -48,7 +49,7 @@ class PatchReport:
 
     def __init__(
         self,
-        stack: nn.Module,
+        stack: Foreign,
         norms: list[PatchedNorm],
         flags: list[tuple[nn.Parameter, bool]],
         unpacked: list[nn.Module],
@@ -98,14 +99,14 @@ class PatchReport:
         )
 
 
-def _become(module: nn.Module, cls: type) -> None:
+def _become(module: Foreign, cls: type[nn.Module]) -> None:
     """Turn a norm into another class in place; parents, hooks and wrappers keep their reference."""
     module.__class__ = cls
     if "_old_forward" in module.__dict__:  # accelerate's hook calls this bound method, not the class
         module._old_forward = MethodType(cls.forward, module)
 
 
-def _check_replaceable(name: str, module: nn.Module, family: Family) -> None:
+def _check_replaceable(name: str, module: Foreign, family: Family) -> None:
     if type(module).__name__ != family.norm_class and not isinstance(module, family.norm):
         raise ValueError(f"{name} is a {type(module).__name__}; only {family.norm_class} can be replaced")
     if "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
@@ -119,7 +120,7 @@ def set_gammas(model: nn.Module, gammas: Sequence[Tensor] | None = None) -> None
 
     Args:
         model: a model of a supported family; patched if it isn't.
-        gammas: a tensor a norm. None: those of the base model, which is left alone if it isn't patched.
+        gammas: a tensor a norm. None: the γ of the base model, which is left alone if it isn't patched.
     """
     if gammas is None and "_ofa_patch" not in Decoder.of(model).stack.__dict__:
         return

@@ -13,7 +13,7 @@ def keep_unpacked(model: nn.Module) -> list[nn.Module]:
     """Stop bitsandbytes from packing weights for inference, after which they pass no gradient on.
 
     Returns:
-        The layers that would have; `allow_packing` takes it back.
+        The layers that would have packed; `allow_packing` lets them again.
     """
     layers = [module for module in model.modules() if getattr(module, PACKS, False)]
     for layer in layers:

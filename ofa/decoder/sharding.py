@@ -37,13 +37,13 @@ def shard_layers(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
     for layer in Decoder.of(model).layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=gammas)
     spread = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
-    # a data-parallel wrapper, such as Trainer's, would broadcast them
+    # a data-parallel wrapper, such as Trainer puts around a model, would broadcast the shares
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, spread)
     return model
 
 
 class _Gathered:
-    """At most one layer is gathered; a backward pass asks for them in any order."""
+    """Keeps at most one layer gathered; a backward pass asks for layers in any order."""
 
     def __init__(self):
         self.layer: FSDPModule | None = None
@@ -51,7 +51,7 @@ class _Gathered:
     def get(self, layer: FSDPModule) -> None:
         if self.layer is not layer:
             self.release()
-        layer.unshard()  # which does nothing where it is there
+        layer.unshard()  # does nothing where the layer is gathered already
         self.layer = layer
 
     def release(self) -> None:

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ofa.decoder.families import FAMILIES, Family
-from ofa.decoder.norms import active_norm
+from ofa.decoder.norms import Foreign, active_norm
 
-# a pair [B, T, ...], cos and sin for most families; None where there is none
+# a pair [B, T, ...], cos and sin for most families; None where the model has no rotary embedding
 Rotary = tuple[Tensor, Tensor] | None
 
 Arguments = ParamSpec("Arguments")
@@ -30,7 +30,7 @@ class Decoder:
 
     Attributes:
         lm: the causal language model, without PEFT's wrapper.
-        family: what it calls its parts.
+        family: what the model calls its parts, and where it differs from Llama.
     """
 
     lm: PreTrainedModel
@@ -44,11 +44,12 @@ class Decoder:
             ValueError: the family is not supported, the model has no language-model head, or PEFT puts
                 virtual tokens before the prompt, which the prediction token's states would miss.
         """
-        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        wrapped = cast(Foreign, model)
+        if getattr(getattr(wrapped, "active_peft_config", None), "is_prompt_learning", False):
             raise ValueError(
-                f"{model.active_peft_config.peft_type.value} of PEFT can't be combined with norm tuning"
+                f"{wrapped.active_peft_config.peft_type.value} of PEFT can't be combined with norm tuning"
             )
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
         model_type = getattr(getattr(inner, "config", None), "model_type", None)
         if model_type not in FAMILIES or not hasattr(inner, "lm_head"):
             what = f"{type(inner).__name__} (model type {model_type!r})"
@@ -68,9 +69,13 @@ class Decoder:
         return self.lm.config
 
     @property
-    def stack(self) -> nn.Module:
+    def stack(self) -> Foreign:
         """What lies between token ids and the head."""
         return getattr(self.lm, self.family.decoder)
+
+    @property
+    def _head(self) -> Foreign:
+        return self.lm.lm_head
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -80,7 +85,7 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where the head lies, and so the logits."""
-        return self.lm.lm_head.weight.device
+        return self._head.weight.device
 
     @property
     def max_tokens(self) -> int:
@@ -88,7 +93,7 @@ class Decoder:
         return self.config.max_position_embeddings
 
     @property
-    def final_norm(self) -> nn.Module:
+    def final_norm(self) -> Foreign:
         """The norm behind the last block, which may be inside PEFT's wrapper."""
         return getattr(self.stack, self.family.final)
 
@@ -97,11 +102,11 @@ class Decoder:
         """What caps attention scores, or None."""
         return self.config.attn_logit_softcapping if self.family.caps_scores else None
 
-    def norms_of(self, layer: nn.Module) -> dict[str, nn.Module]:
+    def norms_of(self, layer: nn.Module) -> dict[str, Foreign]:
         """The norms of a block by their names, in the order of their use."""
         return {name: active_norm(getattr(layer, name)) for name in self.family.roles}
 
-    def named_norms(self) -> Iterator[tuple[str, str, nn.Module]]:
+    def named_norms(self) -> Iterator[tuple[str, str, Foreign]]:
         """(path below the decoder, role, norm) of every norm whose γ is trained."""
         family = self.family
         for i, layer in enumerate(self.layers):
@@ -114,7 +119,7 @@ class Decoder:
         return self.family.preconditioner_at(self.norms_of(layer)[self.family.preconditioner], z)
 
     def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """What the first block is given, [..., D]; Granite scales it, GPT-2 adds the positions' own."""
+        """What the first block is given, [..., D]; Granite scales it, GPT-2 embeds the positions too."""
         embedded = getattr(self.stack, self.family.embedding)(input_ids)
         if self.family.positions is not None:
             embedded = embedded + getattr(self.stack, self.family.positions)(positions)
@@ -138,7 +143,7 @@ class Decoder:
 
     def logits(self, normed: Tensor) -> Tensor:
         """Logits [..., V] of normed states; Granite scales them too, Gemma 2 caps them."""
-        logits = self.lm.lm_head(normed) / getattr(self.config, "logits_scaling", 1.0)
+        logits = self._head(normed) / getattr(self.config, "logits_scaling", 1.0)
         return capped(logits, getattr(self.config, "final_logit_softcapping", None))
 
     def drops(self) -> bool:
@@ -149,7 +154,7 @@ class Decoder:
         )
 
     def check_attention(self, n_tokens: int) -> None:
-        """Refuse what would not let every token see all before it, and these only.
+        """Refuse what would not let every token see all tokens before it, and no others.
 
         Raises:
             ValueError: the prompt is longer than the model's sliding window, or attention looks ahead.
@@ -171,7 +176,7 @@ class Decoder:
 def without_autocast(
     function: Callable[Concatenate[nn.Module, Arguments], Result],
 ) -> Callable[Concatenate[nn.Module, Arguments], Result]:
-    """A function of a model, run in the model's own type also under autocast.
+    """A function of a model, run in the number type of the model also under autocast.
 
     Autocast casts what goes into linear layers and not what goes around them, and tangents and sums need one
     type.

@@ -1,7 +1,7 @@
 """The loss CE + λ_J J + λ_H H and its terms."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from ofa.loss.sharpness import layer_sharpness
 from ofa.passes.fast import StackedPass, stacked_pass, why_not_stacked
 from ofa.passes.layer import Probes
 from ofa.passes.own_layers import TokenStates, token_states
+from ofa.passes.packing import Batch
 from ofa_kernels import mix
 
 
@@ -47,9 +48,7 @@ class Objective:
 
 
 @without_autocast
-def objective(
-    model: nn.Module, batch: dict[str, Tensor], cfg: OFAConfig, step: int | Tensor = 0
-) -> Objective:
+def objective(model: nn.Module, batch: Batch, cfg: OFAConfig, step: int | Tensor = 0) -> Objective:
     """CE + λ_J J + λ_H H at the prediction tokens (OFA, sections 1 and 2).
 
     Autocast is off inside: the model's own type decides. Load it in bfloat16 to compute in bfloat16. Call
@@ -58,12 +57,12 @@ def objective(
     Args:
         model: a causal language model of a supported family, patched.
         batch: `input_ids`, `attention_mask` [B, T], padded on either side; `labels` [B], the token ids to
-            predict, or [B, L], those of whole words, each followed by -100; then `input_ids` ends in the
-            word's tokens but the last, and the prediction token is the one before them. Optional
+            predict, or [B, L], the token ids of whole words, each word followed by -100; then `input_ids`
+            ends in the word's tokens but the last, and the prediction token is the one before them. Optional
             `example_ids` [B], which select the probes (default 0 to B-1), and `packing` (see
             `ofa.packed`).
         cfg: weights and probes.
-        step: the training step; its probes are those of the seed mix(cfg.seed, step). In a CUDA graph, an
+        step: the training step; its probes come from the seed mix(cfg.seed, step). In a CUDA graph, an
             int64 tensor of one element on the model's device, filled before each replay; then every step
             has the sharpness term.
 
@@ -84,7 +83,8 @@ def objective(
     decoder = Decoder.of(model)
     check_derivatives(decoder.lm, own_layers=False)
     if cfg.terms == "paper_code":
-        nll, ratio, sharp = paper_code_terms(decoder, batch, mix(cfg.seed, step))
+        seed = cast(int, mix(cfg.seed, step))  # of two integers
+        nll, ratio, sharp = paper_code_terms(decoder, batch, seed)
         loss = nll + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
         return Objective(loss, nll, ratio, sharp)
     probes = None
@@ -99,7 +99,7 @@ def objective(
     loss = nll = cross_entropy(ran.logits, ran.following, batch["labels"])
     ratio = None
     if cfg.lambda_step != 0:
-        ratio = ofa_kernels.step_ratio(ran.z)
+        ratio = cast(Tensor, ofa_kernels.step_ratio(ran.z))  # a pair only if asked for each step's
         loss = loss + cfg.lambda_step * ratio
     if sharp is not None:
         loss = loss + cfg.lambda_sharp * cfg.sharpness_every * sharp
@@ -107,11 +107,11 @@ def objective(
 
 
 def _pass(
-    decoder: Decoder, batch: dict[str, Tensor], probes: Probes | None
+    decoder: Decoder, batch: Batch, probes: Probes | None
 ) -> tuple[StackedPass | TokenStates, Tensor | None]:
     """States and logits, and the mean H or None, in one pass where the family's form is written."""
     if why_not_stacked(decoder) is None:
         ran = stacked_pass(decoder, batch, probes)
-        return ran, None if probes is None else -ran.products.mean()
+        return ran, None if ran.products is None else -ran.products.mean()
     states = token_states(decoder, batch, record=probes is not None)
     return states, None if probes is None else layer_sharpness(decoder, states, probes).value.mean()

@@ -7,6 +7,7 @@ after the final norm; the perturbation is Gaussian, in all layers and tokens at 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ofa.data.words import columns_of, cross_entropy, label_places
 from ofa.decoder.patch import patch_model
 from ofa.decoder.view import Decoder
-from ofa.passes.packing import check_batch
+from ofa.passes.packing import Batch, check_batch
 from ofa_kernels import accumulation_dtype
 
 EPS = 1e-3
@@ -43,11 +44,11 @@ def _shifted(layers: nn.ModuleList, shifts: list[Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-def paper_code_terms(decoder: Decoder, batch: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def paper_code_terms(decoder: Decoder, batch: Batch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """(cross-entropy, J, H) of the authors' code, each a scalar.
 
-    H averages over the pairs of examples: their product of noise and difference is a B x B matrix. They train
-    with a batch of one.
+    H averages over the pairs of examples: their product of noise and difference is a B x B matrix. The
+    authors train with a batch of one.
 
     Args:
         decoder: the view of a model, patched.
@@ -67,10 +68,11 @@ def paper_code_terms(decoder: Decoder, batch: dict[str, Tensor], seed: int) -> t
     following = out.logits[rows[:, None], columns[:, 1:]] if columns.shape[1] > 1 else None
     nll = cross_entropy(out.logits[rows, last], following, labels)
     states = [h[rows, last].to(dtype) for h in out.hidden_states]
-    ratio = sum(
+    ratios = (
         F.mse_loss(states[t], states[t + 1]) / F.mse_loss(states[t], states[t - 1])
         for t in range(2, len(states) - 1)
     )
+    ratio = cast(Tensor, sum(ratios))
 
     generator = torch.Generator(last.device).manual_seed(seed)
     noises = [

@@ -14,11 +14,12 @@ from ofa.passes.fast import stacked_pass, why_not_stacked
 from ofa.passes.hf_attention import ONE_QUERY
 from ofa.passes.layer import Probes
 from ofa.passes.own_layers import TokenStates, attention_implementation, cache_argument, token_states
+from ofa.passes.packing import Batch
 from ofa_kernels import TraceEstimate
 
 
 class _EarlierTokens:
-    """Stands where a layer expects a cache: the clean pass's keys and values before the new token's own."""
+    """Stands where a layer expects a cache: puts keys and values of the clean pass before the new token."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys, self.values = keys, values
@@ -99,7 +100,7 @@ def layer_sharpness(
 @without_autocast
 def sharpness(
     model: nn.Module,
-    batch: dict[str, Tensor],
+    batch: Batch,
     n_probes: int = 8,
     seed: int = 0,
     method: str = "jvp",
@@ -133,5 +134,6 @@ def sharpness(
     probes = Probes(range(len(decoder.layers)), n_probes, seed, batch.get("example_ids"))
     if method == "jvp" and why_not_stacked(decoder) is None:
         products = stacked_pass(decoder, batch, probes).products
+        assert products is not None  # every layer is probed
         return Sharpness.of(map(TraceEstimate.from_probes, products))
     return layer_sharpness(decoder, token_states(decoder, batch), probes, method, fd_eps)

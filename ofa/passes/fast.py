@@ -1,16 +1,17 @@
 """The whole decoder on packed rows: one pass gives states, logits and J_f P ν of the probed layers."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ofa.decoder.norms import active_norm
+from ofa.decoder.norms import Foreign, active_norm
 from ofa.decoder.sharding import gathered
 from ofa.decoder.view import Decoder
 from ofa.passes.layer import Layer, Norms, Probes, Rows
-from ofa.passes.packing import packed
+from ofa.passes.packing import Batch, Packing, packed
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class StackedPass:
     products: Tensor | None
 
 
-def _linears(layer: nn.Module) -> list[nn.Module]:
+def _linears(layer: Foreign) -> list[nn.Module]:
     """The linear maps of a decoder layer; Phi-3 fuses some of them."""
     fused, single = ("qkv_proj", "gate_up_proj"), ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     names = (*fused, *single, "o_proj", "down_proj")
@@ -52,7 +53,7 @@ def why_not_stacked(decoder: Decoder) -> str | None:
     return None
 
 
-def stacked_pass(decoder: Decoder, batch: dict[str, Tensor], probes: Probes | None = None) -> StackedPass:
+def stacked_pass(decoder: Decoder, batch: Batch, probes: Probes | None = None) -> StackedPass:
     """Run the decoder once on packed rows, with the probes' tangents riding along.
 
     Args:
@@ -68,14 +69,16 @@ def stacked_pass(decoder: Decoder, batch: dict[str, Tensor], probes: Probes | No
         ValueError: shapes don't fit, a row has no real token, or a prompt is longer than the sliding window.
     """
     layers, family, cap = decoder.layers, decoder.family, decoder.score_cap
-    packing = packed(batch)["packing"]
+    packing: Packing = packed(batch)["packing"]
     decoder.check_attention(packing.real.shape[1])
     x = decoder.embed(packing.input_ids, packing.positions)
     states, products = [x[: packing.n_examples]], []
     n_probes = {0} if probes is None else {0, probes.n_probes}
+    # every family with a fast pass turns its keys
+    rotary = cast(dict[str, tuple[Tensor, Tensor]], decoder.rotary(x, packing.positions[None]))
     rows = {
         (kind, n): Rows.of(packing, n, cos[0, :, None], sin[0, :, None])
-        for kind, (cos, sin) in decoder.rotary(x, packing.positions[None]).items()
+        for kind, (cos, sin) in rotary.items()
         for n in n_probes
     }
     goes_on = packing.following.shape[1] > 0

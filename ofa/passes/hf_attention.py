@@ -70,5 +70,5 @@ def _refuse_whole_model(*_, **__):
 
 for _name, _function in ((ONE_QUERY, one_query_attention), (SOFT_CAPPED, soft_capped_attention)):
     AttentionInterface.register(_name, _function)
-    # without a mask function of its own, a model configured so would ignore padding in silence
+    # a model that is configured with an attention function without a mask function ignores padding in silence
     AttentionMaskInterface.register(_name, _refuse_whole_model)

@@ -7,6 +7,7 @@ tangents, and what lies between the linears is differentiated by hand.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from transformers.activations import ACT2FN
 
 import ofa_kernels
 from ofa.decoder.families import Role
-from ofa.decoder.norms import RMSNormFunction
+from ofa.decoder.norms import Foreign, RMSNormFunction
 from ofa.decoder.view import Decoder
 from ofa.passes.attention import KeyValues, Tangents, causal, one_query
 from ofa.passes.packing import Packing
@@ -47,7 +48,7 @@ class Norms:
     """A layer's norms where they stand; what a family lacks is None.
 
     Attributes:
-        p: the one of them whose γ is P's.
+        p: the one of them whose γ the preconditioner P has.
         of_heads: how to read the norms of queries and keys.
     """
 
@@ -56,7 +57,7 @@ class Norms:
     before_mlp: RMSNormFunction | None
     after_mlp: RMSNormFunction | None
     p: RMSNormFunction
-    of_heads: Callable[[nn.Module], RMSNormFunction]
+    of_heads: Callable[[Foreign], RMSNormFunction]
 
     @classmethod
     def of(cls, decoder: Decoder, layer: nn.Module) -> "Norms":
@@ -82,7 +83,7 @@ class Rows:
         packing: where the tokens stand.
         n_probes: N; 0 without tangents.
         cos: [all rows, 1, head_dim], of the rotary embedding.
-        sin: likewise.
+        sin: [all rows, 1, head_dim], of the rotary embedding.
     """
 
     packing: Packing
@@ -102,7 +103,7 @@ class Rows:
         return n_examples, self.n_clean - n_examples, self.n_probes * n_examples
 
     def own(self, part: Tensor) -> Tensor:
-        """What stands at the prediction tokens and the tangents, of cos or sin."""
+        """The rows of cos or sin at the prediction tokens, and again for their tangents."""
         return part[: self.packing.n_examples].repeat(1 + self.n_probes, 1, 1)
 
     @classmethod
@@ -114,7 +115,7 @@ class Rows:
         )
 
 
-def _linear(linear: nn.Module, rows: Tensor, n_clean: int) -> Tensor:
+def _linear(linear: Foreign, rows: Tensor, n_clean: int) -> Tensor:
     """One linear map of [clean; tangent rows]; tangents get no bias."""
     if getattr(linear, "bias", None) is None:
         return linear(rows)
@@ -134,7 +135,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _head_norm(norm: RMSNormFunction, x: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
-    """The norm of x [rows, heads, head_dim] and its tangents: of every head, or in OLMo 2 of all together."""
+    """The norm of x [rows, heads, head_dim] and its tangents: of each head, or in OLMo 2 of all together."""
     of_all = norm.weight.shape[0] != x.shape[-1]
     clean, dots = (x.flatten(1) if of_all else x).split((sizes[0] + sizes[1], sizes[2]))
     normed = norm(clean)
@@ -144,16 +145,16 @@ def _head_norm(norm: RMSNormFunction, x: Tensor, sizes: tuple[int, int, int], n_
     return normed.reshape(x.shape)
 
 
-def _with_slope(act_fn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """An elementwise function and its derivative; SiLU's written out, which is faster than forward AD."""
+def _with_slope(act_fn: Foreign, x: Tensor) -> tuple[Tensor, Tensor]:
+    """An elementwise function and its derivative; that of SiLU is written out: faster than forward AD."""
     if not isinstance(act_fn, SILU):
-        return torch.func.jvp(act_fn, (x,), (torch.ones_like(x),))
+        return cast(tuple[Tensor, Tensor], torch.func.jvp(act_fn, (x,), (torch.ones_like(x),)))
     rising = x.to(accumulation_dtype(x)).sigmoid()
     activated = x * rising
     return activated.to(x.dtype), (rising + activated * (1 - rising)).to(x.dtype)
 
 
-def _queries_keys_values(attention: nn.Module, rows: Tensor, at: Rows, final: bool) -> list[Tensor]:
+def _queries_keys_values(attention: Foreign, rows: Tensor, at: Rows, final: bool) -> list[Tensor]:
     """Each [rows, heads, head_dim]; queries of the clean rows only for the prediction tokens if final."""
     n_examples, dim = at.packing.n_examples, attention.head_dim
 
@@ -173,7 +174,7 @@ def _queries_keys_values(attention: nn.Module, rows: Tensor, at: Rows, final: bo
     return [t.unflatten(-1, (-1, dim)) for t in (q, k, v)]
 
 
-def _mlp(mlp: nn.Module, rows: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
+def _mlp(mlp: Foreign, rows: Tensor, sizes: tuple[int, int, int], n_probes: int) -> Tensor:
     """[prediction tokens; other rows; tangent rows] -> the same."""
     n_clean = sizes[0] + sizes[1]
     if hasattr(mlp, "gate_up_proj"):
@@ -227,7 +228,7 @@ class Layer:
         index: the layer's number, which selects its probes.
     """
 
-    module: nn.Module
+    module: Foreign
     norms: Norms
     cap: float | None
     index: int
@@ -247,7 +248,7 @@ class Layer:
             The output rows ([B, D] if final) and νᵀ J_f P ν [n_probes, B], None without probes.
         """
         norms, n_examples = self.norms, at.packing.n_examples
-        scale = getattr(self.module, "residual_multiplier", 1)  # Granite's
+        scale = getattr(self.module, "residual_multiplier", 1)  # Granite has one
         own, direction = x[:n_examples], None
         if probes is not None:
             direction = ofa_kernels.preconditioned_probes(
@@ -263,7 +264,8 @@ class Layer:
             rows = middle = attended + x
         else:
             rows, middle = norms.before_mlp.of_sum(attended, x)
-        if probes is not None:
+        if direction is not None:
+            assert attended_dot is not None  # tangents that go in come out
             dot = direction + attended_dot
             if norms.before_mlp is not None:
                 dot = norms.before_mlp.jvp(middle[:n_examples], dot)
@@ -271,13 +273,14 @@ class Layer:
         out, out_dot = _normed(norms.after_mlp, *_unstack(out, sizes, at.n_probes))
         products = None
         if probes is not None:
+            assert attended_dot is not None and out_dot is not None
             products = ofa_kernels.probe_dot(
                 attended_dot + out_dot, probes.seed, probes.example_ids, self.index
             )
         return middle + out, products
 
     def _attention(self, rows: Tensor, at: Rows, final: bool) -> Tensor:
-        """[clean; tangent rows] -> the same; of the clean rows only the prediction tokens' if final."""
+        """[clean; tangent rows] -> the same; if final, only the prediction tokens of the clean rows."""
         attention, packing = self.module.self_attn, at.packing
         n_queries, cos, sin = at.n_clean, at.cos, at.sin
         if final:
@@ -306,6 +309,7 @@ class Layer:
             out, out_dot = one_query(q_own, memory, packing.seen, attention.scaling, dots, self.cap)
         out_dot = q_dot if out_dot is None else out_dot.flatten(0, 1)  # no rows where there are no tangents
         if padded is None:
+            assert out is not None  # a final layer attends with the prediction tokens alone
             mixed = torch.cat([out, out_dot])
         else:
             mixed = packing.pack(causal(padded, memory, attention.scaling, self.cap), out_dot)

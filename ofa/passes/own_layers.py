@@ -12,7 +12,7 @@ from torch import Tensor
 from ofa.data.words import columns_of, label_places
 from ofa.decoder.view import Decoder, Rotary
 from ofa.passes.hf_attention import SOFT_CAPPED
-from ofa.passes.packing import check_batch
+from ofa.passes.packing import Batch, check_batch
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class TokenStates:
 
     Attributes:
         z: [T+1, B, D], Z_0 (the embedding) to Z_T (the last layer's output before the final norm).
-        logits: [B, V], the prediction token's.
+        logits: [B, V], of the prediction tokens.
         following: [B, L - 1, V], the logits of a label's tokens after its first; None where labels have one.
         keys: per layer [B, H_kv, S, head_dim], rotated; empty unless recorded.
         values: per layer [B, H_kv, S, head_dim]; empty unless recorded.
@@ -67,7 +67,7 @@ class ActivationPatch:
 
 
 class _Tap:
-    """Stands where a layer expects a cache: prepends a shared prefix, hands on, and keeps if asked."""
+    """Stands where a layer expects a cache: puts a shared prefix before keys and values; records if asked."""
 
     def __init__(self, prefix: "TokenStates | None", record: bool):
         self.prefix, self.record = prefix, record
@@ -106,7 +106,7 @@ def attention_implementation(decoder: Decoder, name: str) -> Iterator[None]:
 
 def token_states(
     decoder: Decoder,
-    batch: dict[str, Tensor],
+    batch: Batch,
     record: bool = True,
     prefix: TokenStates | None = None,
     patch: ActivationPatch | None = None,
@@ -172,8 +172,10 @@ def token_states(
     logits, following = decoder.logits(final(states[-1])), None
     if columns.shape[1] > 1:
         following = decoder.logits(final(hidden[rows[:, None], columns[:, 1:]]))
-    own = tuple(
-        turn and tuple(part.expand(n_rows, -1, -1)[rows, last][:, None] for part in turn) for turn in turns
-    )
+
+    def at_last(part: Tensor) -> Tensor:
+        return part.expand(n_rows, -1, -1)[rows, last][:, None]
+
+    own = tuple(turn and (at_last(turn[0]), at_last(turn[1])) for turn in turns)
     keys, values = tuple(tap.keys), tuple(tap.values)
     return TokenStates(torch.stack(states), logits, following, keys, values, earlier, own, start + n_tokens)

@@ -1,6 +1,8 @@
 """Padded batches as packed rows, one a real token, the prediction tokens first; and back for attention."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -8,6 +10,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ofa.data.words import check_labels, label_places
+
+# tensors by their names, `input_ids` and `attention_mask` at least, and under `packing` perhaps a `Packing`
+Batch: TypeAlias = Mapping[str, Any]
 
 
 class _Unpack(Function):
@@ -57,8 +62,9 @@ class _Pack(Function):
 class Packing:
     """Where the real tokens of a batch stand.
 
-    R is their number and S the longest example's. Row i < B is example i's prediction token, its last real
-    one but for what a label of several tokens adds; the other rows follow example by example.
+    R is the number of real tokens, and S of those in the longest example. Row i < B is the prediction token
+    of example i: its last real token, or where a label has several tokens, the one before them. The other
+    rows follow example by example.
 
     Attributes:
         input_ids: [R].
@@ -68,7 +74,7 @@ class Packing:
         seen: [B, S] bool, the places up to the prediction token.
         following: [B, L - 1], the rows that predict a label's tokens after its first; without a label of
             several tokens, [B, 0].
-        row_of: [B, S], which row stands at a place; at padding, one of the example's own.
+        row_of: [B, S], which row stands at a place; at padding, a row of the same example.
         place_of: [R], the inverse: the place of a row in [B * S].
     """
 
@@ -120,7 +126,7 @@ class Packing:
         )
 
     def unpack(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows at their places [B, S, ...], the prediction tokens' [B, ...], and what follows the R rows.
+        """Rows at their places [B, S, ...], rows of prediction tokens [B, ...], and what follows the R rows.
 
         Nothing real may depend on what is put at padding.
         """
@@ -131,12 +137,12 @@ class Packing:
         return _Pack.apply(padded, tail, self.place_of)
 
 
-def packed(batch: dict[str, Tensor | Packing]) -> dict[str, Tensor | Packing]:
+def packed(batch: Batch) -> Batch:
     """The batch with its `packing`, whose sizes depend on the data, so that a GPU has to be waited for.
 
-    Once a batch has it, a step on it waits for nothing and can be captured in a CUDA graph. It is that of the
-    batch's `input_ids`, `attention_mask` and, where they hold several tokens each, `labels`: whoever changes
-    these makes it again.
+    Once a batch has a packing, a step on the batch waits for nothing and can be captured in a CUDA graph. The
+    packing depends on `input_ids`, `attention_mask` and, where they hold several tokens each, `labels`:
+    whoever changes these makes the packing again.
 
     Raises:
         ValueError: shapes don't fit, an example has no real token, or no label's tokens at its end.

@@ -1,4 +1,4 @@
-"""A training run on the disk: written atomically, resumed bit for bit, refused where it is another run's."""
+"""A training run on the disk: written atomically, resumed bit for bit, refused if of another run."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-STATE = ("exp_avg", "exp_avg_sq", "step")  # AdamW's, a weight
+STATE = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of every weight
 
 
 class CheckpointError(ValueError):

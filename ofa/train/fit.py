@@ -56,9 +56,9 @@ def fit(
     """Train the norm weights γ on a few labelled examples (OFA; with both weights 0: LN-tuning).
 
     The model is patched first if it isn't, stays in evaluation mode while it trains, and is adapted in
-    place. A step computes no logits but the prediction tokens', no gradient but γ's, and nothing on padding.
+    place. A step computes logits of the prediction tokens only, gradients of γ only, and nothing on padding.
     A batch whose activations would take more than 4 GiB is run in parts, with the same gradient. Where
-    the task has whole words, the loss is that of all their tokens.
+    the task has whole words, the loss counts all their tokens.
 
     Args:
         model: a causal language model of a supported family.
@@ -67,7 +67,7 @@ def fit(
         shots: {"text": str, "label": class number} each; their positions are the probes' example ids.
         cfg: objective, optimiser and schedule.
         progress: show a bar with the loss terms and the time that remains.
-        max_steps: stop after so many steps; the learning rate is that of the whole run.
+        max_steps: stop after so many steps; the learning rate follows the schedule of the whole run.
         checkpoint: a .safetensors file where the run is kept every ten steps; where it is there already, the
             run goes on from it and ends with the same bits as an undisturbed one.
 
@@ -79,7 +79,7 @@ def fit(
     Raises:
         TypeError: a text is no string.
         ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
-        NonFiniteError: the loss or the gradient is NaN or infinite; γ is that of the last good step.
+        NonFiniteError: the loss or the gradient is NaN or infinite; γ is put back to the last good step.
         CheckpointError: the checkpoint is damaged, or of a run with other shots, settings or weights.
         KeyboardInterrupt: Ctrl-C; the step was finished, and written to the checkpoint.
     """

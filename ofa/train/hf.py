@@ -24,8 +24,8 @@ class OFATrainer(Trainer):
     Args:
         model: a causal language model of a supported family.
         args: `transformers`' arguments; columns are never removed.
-        ofa_config: weights and probes; learning rate, epochs and batch size are those of `args`. The probes
-            of a step are those of the seed mix(ofa_config.seed, step).
+        ofa_config: weights and probes; learning rate, epochs and batch size come from `args`, and the probes
+            of a step from the seed mix(ofa_config.seed, step).
         kwargs: as for `Trainer`.
 
     Raises:
@@ -61,9 +61,10 @@ class OFATrainer(Trainer):
         return computed.loss
 
     def training_step(self, *args, **kwargs) -> Tensor:
-        """As `Trainer`'s, with γ's gradients averaged: the data-parallel wrapper is not what is called."""
+        """As in `Trainer`, with γ's gradients averaged, since the loss bypasses the data-parallel wrapper."""
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
+            assert self.model is not None  # it is an argument of the constructor
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     torch.distributed.all_reduce(parameter.grad)
@@ -79,6 +80,7 @@ class OFATrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = output_dir or self.args.output_dir
+        assert folder is not None  # `TrainingArguments` has a default
         save_adapter(self.accelerator.unwrap_model(self.model), folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
@@ -88,4 +90,6 @@ class OFATrainer(Trainer):
         load_adapter(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        assert best is not None  # `Trainer` asks only where there is one
+        self._load_from_checkpoint(best)

@@ -19,7 +19,7 @@ Passes = Callable[[int, list[int]], Iterable[tuple[float, Objective]]]
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss term or the gradient became NaN or infinite; the weights are those of the last good step."""
+    """A loss term or the gradient became NaN or infinite; the weights were put back to the last good step."""
 
 
 @dataclass
@@ -93,8 +93,8 @@ def train(
     Args:
         weights: what is trained.
         passes: takes the step's number and its examples' indices; yields (share, objective) for each part
-            of the batch that is run at once. The loss of the step is the sum of these by their shares, which
-            add up to 1.
+            of the batch that is run at once. The loss of the step is the sum of the parts' losses, each times
+            its share; the shares add up to 1.
         n_examples: how many there are.
         schedule: optimiser and order.
         progress: show a bar with the loss terms and the time that remains.
@@ -104,7 +104,7 @@ def train(
         The history, and the time since this call.
 
     Raises:
-        NonFiniteError: the loss or the gradient is NaN or infinite; the weights are those of the last good
+        NonFiniteError: the loss or the gradient is NaN or infinite; the weights are put back to the last good
             step.
         CheckpointError: the checkpoint is damaged or of another run.
         KeyboardInterrupt: Ctrl-C; the step was finished, and written to the checkpoint.

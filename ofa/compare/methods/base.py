@@ -28,7 +28,7 @@ class Setting:
         protocol: "A", test prompts stand alone; "B", the shots precede every test prompt as demonstrations.
             Training is the same in both.
         seed: of everything random.
-        max_steps: cap on optimiser steps; None for the method's own number.
+        max_steps: cap on optimiser steps; None for as many as the method takes.
         progress: show bars.
     """
 
@@ -82,15 +82,15 @@ class Fitted:
 class Method(Protocol):
     """A method of the comparison.
 
-    Attributes:
-        name: as on the command line and in tables.
-
     A method whose settings can be chosen is a frozen dataclass of `name` and `options`, which is a frozen
     dataclass too: its numeric fields, but for those that a `Setting` decides, are what `ofa.compare.variants`
     lets a name like `lora:r=4` change.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name on the command line and in tables."""
+        ...
 
     def fit(self, setting: Setting) -> AbstractContextManager[Fitted]:
         """Fit on the setting's shots; on leaving, the model is what it was, bit for bit."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,13 @@ from ofa.compare.methods.base import Fitted, Setting
 from ofa.compare.methods.peft_training import frozen, train_on_shots
 from ofa.config import Schedule
 from ofa.data.batch import pad
+from ofa.decoder.norms import Foreign
 from ofa.decoder.view import Decoder
 from ofa.passes.own_layers import token_states
 from ofa_kernels import accumulation_dtype
 
-INIT = (0.1, 1.0)  # of the context vector, of the output itself
-NOISE = 1e-3
+INIT = (0.1, 1.0)  # first factors of the context vector and of the output itself
+NOISE = 1e-3  # of the output's norm
 SCHEDULE = Schedule(lr=1e-2, weight_decay=1e-3, epochs=100, batch_size=2)
 
 # takes a layer's number, 0 for attention or 1 for the MLP, and the output [B, T, D]; gives the new output
@@ -31,7 +33,9 @@ def outputs_changed(decoder: Decoder, change: Change) -> Iterator[None]:
             attention = getattr(layer, decoder.family.attention).register_forward_hook(
                 lambda _, __, output, i=i: (change(i, 0, output[0]), *output[1:])
             )
-            mlp = layer.mlp.register_forward_hook(lambda _, __, output, i=i: change(i, 1, output))
+            mlp = cast(Foreign, layer).mlp.register_forward_hook(
+                lambda _, __, output, i=i: change(i, 1, output)
+            )
             stack.enter_context(attention)
             stack.enter_context(mlp)
         yield

@@ -28,7 +28,7 @@ def anchors(setting: Setting) -> tuple[list[int], list[int]]:
     before, after = task.template.split(FIELD)
     is_anchor: list[bool] = []
     for shot in shots:
-        # a space belongs to the word that follows it, be that the text's first
+        # a space belongs to the word that follows it, also if that is the first word of the text
         is_anchor += [character != " " for character in before]
         is_anchor += [False] * len(shot["text"])
         is_anchor += [character != " " for character in f"{after} {task.label_words[shot['label']]}\n"]

@@ -44,8 +44,8 @@ def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: 
     """Minimise the shots' cross-entropy over the vocabulary, on the words' tokens that the task scores.
 
     Args:
-        setting: whose model already computes with the weights; its seed and `max_steps` replace the
-            schedule's.
+        setting: its model already computes with the weights; its seed and `max_steps` replace the ones in
+            the schedule.
         weights: what is trained, in place.
         schedule: optimiser and epochs.
 
@@ -87,7 +87,7 @@ def fit_adapter(setting: Setting, config: PeftConfig, schedule: Schedule) -> Ite
 
     Args:
         setting: model and shots.
-        config: the adapter's; PEFT holds its weights in float32 also in a 16-bit model.
+        config: of the adapter; PEFT holds an adapter's weights in float32 also in a 16-bit model.
         schedule: optimiser and epochs.
 
     Raises:

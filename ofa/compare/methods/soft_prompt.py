@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from peft import PromptEmbedding, PromptTuningConfig
@@ -27,11 +28,11 @@ class _Tokenizer:
         return {"input_ids": [self.virtual_id, *ids] if add_special_tokens else ids}
 
     def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids)
+        return cast(str, self.tokenizer.decode(ids))
 
 
 class _Embedding(nn.Module):
-    """Word embeddings and, under the id that follows theirs, the virtual token's [1, D]."""
+    """Embeddings of the words, and under the next id after them the virtual token, [1, D]."""
 
     def __init__(self, words: nn.Embedding, virtual: nn.Parameter):
         super().__init__()
@@ -65,7 +66,7 @@ class SoftPrompt:
         )
         with seeded(setting.seed):
             prompt = PromptEmbedding(config, words).to(words.weight.device)
-        virtual = prompt.embedding.weight
+        virtual = cast(nn.Parameter, prompt.embedding.weight)
         extended = replace(setting, tokenizer=_Tokenizer(setting.tokenizer, words.num_embeddings))
         with frozen(setting.model):
             setattr(stack, name, _Embedding(words, virtual))

@@ -1,4 +1,4 @@
-"""Task vectors: one layer's output after the demonstrations stands in for the zero-shot prompt's own."""
+"""Task vectors: a layer's output after demonstrations replaces its output for a zero-shot prompt."""
 
 import random
 from collections.abc import Iterator, Sequence
