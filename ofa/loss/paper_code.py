@@ -7,7 +7,6 @@ after the final norm; the perturbation is Gaussian, in all layers and tokens at 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +53,13 @@ def paper_code_terms(decoder: Decoder, batch: Batch, seed: int) -> tuple[Tensor,
         decoder: the view of a model, patched.
         batch: `input_ids`, `attention_mask` [B, T], `labels` [B] or [B, L], as in `objective`.
         seed: of the noise.
+
+    Raises:
+        ValueError: the model has one layer, or shapes don't fit.
     """
     lm = decoder.lm
+    if len(decoder.layers) < 2:
+        raise ValueError("the authors' terms need a model of at least two layers")
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     mask, labels = batch["attention_mask"].bool(), batch["labels"]
     check_batch(batch["input_ids"], mask, labels)
@@ -72,7 +76,7 @@ def paper_code_terms(decoder: Decoder, batch: Batch, seed: int) -> tuple[Tensor,
         F.mse_loss(states[t], states[t + 1]) / F.mse_loss(states[t], states[t - 1])
         for t in range(2, len(states) - 1)
     )
-    ratio = cast(Tensor, sum(ratios))
+    ratio = sum(ratios, torch.zeros((), dtype=dtype, device=last.device))
 
     generator = torch.Generator(last.device).manual_seed(seed)
     noises = [

@@ -8,6 +8,8 @@ from ofa_kernels import reference
 from ofa_kernels.dtypes import accumulation_dtype
 
 EPS = 1e-6
+# of the probes, where nothing depends on which they are: no 63 bits hold it; and a layer below 0
+SEED, LAYER = 2**64 - 3, -2
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 TYPES = [(F64, F64), (F64, F32), (F32, F32), (BF16, BF16), (BF16, F32), (F16, F16), (F16, F32)]
 # below, at and above one vector, one pair of them, one panel and one sum of panels; two lengths are primes

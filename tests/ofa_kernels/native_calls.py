@@ -4,9 +4,9 @@ import torch
 
 from ofa_kernels import native
 from ofa_kernels.dtypes import accumulation_dtype
-from tests.ofa_kernels.bounds import BF16, EPS, F32
+from tests.ofa_kernels.bounds import BF16, EPS, F32, LAYER, SEED
 
-SEED, LAYER, OFFSET = 2**63 + 5, 7, 1.0
+OFFSET = 1.0
 
 # every function, and what it is called with
 CALLS = {

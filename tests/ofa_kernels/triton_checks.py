@@ -7,9 +7,7 @@ import torch
 from ofa_kernels import reference
 from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.triton import launch, plan
-
-EPS, SEED, LAYER = 1e-6, (1 << 64) - 5, 7
-F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
+from tests.ofa_kernels.bounds import BF16, EPS
 
 
 def cut(monkeypatch, block=128):

@@ -106,3 +106,13 @@ def test_fit_takes_the_preset(tokenizer, task, shots):
 def test_unknown_terms_are_refused():
     with pytest.raises(ValueError, match="terms must be one of"):
         OFAConfig(terms="paper")
+
+
+def test_a_model_of_two_layers_has_no_ratio_yet():
+    """J begins at t = 2, so that two layers have none of its terms; one layer has no sharpness either."""
+    two, one = build_llama(n_layers=2), build_llama(n_layers=1)
+    for model in (two, one):
+        ofa.patch_model(model)
+    assert ofa.objective(two, make_batch(), ofa.OFAConfig.paper_code()).step_ratio == 0
+    with pytest.raises(ValueError, match="at least two layers"):
+        ofa.objective(one, make_batch(), ofa.OFAConfig.paper_code())

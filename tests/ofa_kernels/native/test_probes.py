@@ -15,7 +15,9 @@ from tests.ofa_kernels.bounds import (
     F16,
     F32,
     F64,
+    LAYER,
     LONG_SIZES,
+    SEED,
     SIZES,
     TYPES,
     assert_within,
@@ -29,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(native.missing() is not None, reason=f"CPU kernels: {native.missing()}"),
 ]
 
-SEED, LAYER, IDS = 2**64 - 3, -2, torch.tensor([5, -1, 2**63 - 1])
+IDS = torch.tensor([5, -1, 2**63 - 1])
 types = pytest.mark.parametrize("types", TYPES, ids=type_names)
 dtypes = pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
 sizes = pytest.mark.parametrize("size", SIZES + LONG_SIZES)

@@ -8,15 +8,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from ofa_kernels import reference
 from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.triton import launch, plan
-from tests.ofa_kernels.bounds import steps_apart
+from tests.ofa_kernels.bounds import BF16, EPS, F16, F32, F64, LAYER, SEED, steps_apart
 from tests.ofa_kernels.triton_checks import (
-    BF16,
-    EPS,
-    F16,
-    F32,
-    F64,
-    LAYER,
-    SEED,
     Scales,
     check,
     check_backward_tangent,

@@ -6,12 +6,8 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from ofa_kernels.triton import launch
+from tests.ofa_kernels.bounds import BF16, EPS, F32, LAYER, SEED
 from tests.ofa_kernels.triton_checks import (
-    BF16,
-    EPS,
-    F32,
-    LAYER,
-    SEED,
     check_backward_tangent,
     check_forward,
     check_jvp,

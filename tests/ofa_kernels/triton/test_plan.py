@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from ofa_kernels.triton import launch, plan, rms_norm
-from tests.ofa_kernels.triton_checks import BF16, EPS, F32, F64, draw
+from tests.ofa_kernels.bounds import BF16, EPS, F32, F64
+from tests.ofa_kernels.triton_checks import draw
 
 
 @pytest.mark.parametrize("n_cols", [1, 576, 4096, 8191, 8192, 65536, 65537])

@@ -8,7 +8,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from ofa_kernels import reference
 from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.triton import launch
-from tests.ofa_kernels.triton_checks import BF16, F16, F32, F64, check, double, draw
+from tests.ofa_kernels.bounds import BF16, F16, F32, F64
+from tests.ofa_kernels.triton_checks import check, double, draw
 
 pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
 
