@@ -14,10 +14,9 @@ import torch
 from torch.func import grad, hessian, vmap
 
 import ofa_kernels as ok
-from ofa_kernels.hutchinson import TraceEstimate
 
 
-def main(arguments: list[str] | None = None) -> tuple[TraceEstimate, torch.Tensor]:
+def main(arguments: list[str] | None = None) -> tuple[ok.TraceEstimate, torch.Tensor]:
     """Print and return the estimates [rows] and the exact traces [rows]."""
     parser = argparse.ArgumentParser(description="The trace of a Hessian, with its error bar.")
     parser.add_argument("--probes", type=int, default=256, help="more probes, smaller error bars")
