@@ -50,7 +50,8 @@ def cases(draw, name):
     n, rows = draw(sizes), tuple(draw(st.lists(few, max_size=2)))
     if name in ("step_ratio", "hutchinson_trace"):
         rows = (draw(few),)
-    leading = (draw(st.integers(1, 4)),)
+    # a ratio needs three states, which two of three cases have
+    leading = (draw(st.integers(*((1, 6) if name == "step_ratio" else (1, 4)))),)
     row, lead = (*rows, n), (*leading, *rows, n)
     shapes = {
         **dict.fromkeys(("x", "residual", "z"), row),
