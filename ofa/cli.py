@@ -231,7 +231,7 @@ def predict(
             command.check_output(out)
         reading = Reading(text_column, format=format, encoding=encoding, skip_empty=skip_empty)
         chosen = command.texts_of(texts or (), file, reading)
-        command.run(load(adapter, model), chosen, out, console)
+        command.show(command.label(load(adapter, model), chosen, console), out, console)
 
 
 @app.command(epilog="Example: [bold]ofa export adapters/reviews models/reviews[/]")

@@ -14,11 +14,6 @@ from ofa.commands.forecast import WORTH_SAYING, in_words, seconds_to_score
 from ofa.data.rows import Reading, read_texts
 
 
-def run(classifier: FewShotClassifier, texts: Sequence[str], out: Path | None, console: Console) -> None:
-    """Label texts, and show and write what came out."""
-    show(label(classifier, texts, console), out, console)
-
-
 def texts_of(texts: Sequence[str], file: Path | None, reading: Reading) -> list[str]:
     """The texts of the command line, and those of a file after them.
 
