@@ -1,6 +1,7 @@
 """Prompts and their labels as batches of tensors."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,6 +31,31 @@ def labelled(
     return {**batch, "labels": labels if longest > 1 else labels[:, 0]}
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Labelled examples as token ids.
+
+    Attributes:
+        prompts: of each example, cut to fit the context together with the longest label word.
+        words: of each example's label word, what is trained on and scored.
+        n_truncated: how many texts were cut.
+    """
+
+    prompts: list[list[int]]
+    words: list[list[int]]
+    n_truncated: int
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, task: Task, rows: Sequence[dict], max_tokens: int) -> Encoded:
+    """The token ids of rows {"text", "label"}; arguments and errors as in `features`."""
+    task.check_labels(rows)
+    words = task.target_ids(tokenizer)
+    limit = max_tokens - max(map(len, words)) + 1
+    prompts = [task.encode(tokenizer, text, limit) for text in as_texts(row["text"] for row in rows)]
+    n_truncated = count_truncated(prompts)
+    return Encoded([prompt.ids for prompt in prompts], [words[row["label"]] for row in rows], n_truncated)
+
+
 def features(
     tokenizer: PreTrainedTokenizerBase, task: Task, rows: Sequence[dict], max_tokens: int
 ) -> list[dict]:
@@ -48,20 +74,14 @@ def features(
         TypeError: a text is no string.
         ValueError: an unknown label, an empty text, or colliding label words.
     """
-    rows = list(rows)
-    task.check_labels(rows)
-    words = task.target_ids(tokenizer)
-    limit = max_tokens - max(map(len, words)) + 1
-    prompts = [task.encode(tokenizer, text, limit) for text in as_texts(row["text"] for row in rows)]
-    count_truncated(prompts)
-    targets = [words[row["label"]] for row in rows]
+    examples = encoded(tokenizer, task, list(rows), max_tokens)
     return [
         {
-            "input_ids": prompt.ids + word[:-1],
+            "input_ids": prompt + word[:-1],
             "labels": word if task.whole_words else word[0],
             "example_ids": i,
         }
-        for i, (prompt, word) in enumerate(zip(prompts, targets, strict=True))
+        for i, (prompt, word) in enumerate(zip(examples.prompts, examples.words, strict=True))
     ]
 
 

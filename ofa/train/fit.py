@@ -10,9 +10,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa.config import OFAConfig
-from ofa.data.batch import labelled
-from ofa.data.inputs import as_texts
-from ofa.data.task import Task, count_truncated
+from ofa.data.batch import encoded, labelled
+from ofa.data.task import Task
 from ofa.decoder.patch import patch_model
 from ofa.decoder.view import Decoder, without_autocast
 from ofa.loss.objective import Objective, objective
@@ -86,20 +85,16 @@ def fit(
     cfg = cfg or OFAConfig()
     if not shots:
         raise ValueError("fit needs at least one labelled example, got none")
-    task.check_labels(shots)
-    decoder, words = Decoder.of(model), task.target_ids(tokenizer)
-    limit = decoder.max_tokens - max(map(len, words)) + 1
-    texts = as_texts(shot["text"] for shot in shots)
-    prompts = [task.encode(tokenizer, text, limit) for text in texts]
-    targets = [words[shot["label"]] for shot in shots]
-    n_truncated = count_truncated(prompts)
-    lengths = [len(prompt.ids) + len(word) - 1 for prompt, word in zip(prompts, targets, strict=True)]
+    decoder = Decoder.of(model)
+    examples = encoded(tokenizer, task, shots, decoder.max_tokens)
+    prompts, words = examples.prompts, examples.words
+    lengths = [len(prompt) + len(word) - 1 for prompt, word in zip(prompts, words, strict=True)]
     report, lm = patch_model(model), decoder.lm
     at_once = ACTIVATION_BYTES / _bytes_per_token(decoder)
 
     def passes(step: int, rows: list[int]) -> Iterator[tuple[float, Objective]]:
         for part in _parts(rows, lengths, at_once):
-            batch = labelled([prompts[i].ids for i in part], [targets[i] for i in part], decoder.device)
+            batch = labelled([prompts[i] for i in part], [words[i] for i in part], decoder.device)
             batch["example_ids"] = torch.tensor(part, device=decoder.device)
             yield len(part) / len(rows), objective(model, batch, cfg, step)
 
@@ -109,10 +104,11 @@ def fit(
         weights = [norm.module.weight for norm in report.norms]
         kept = None
         if checkpoint is not None:
-            run = digest([asdict(cfg), asdict(task), list(shots), words, str(lm.dtype)], weights)
+            of_classes = task.target_ids(tokenizer)
+            run = digest([asdict(cfg), asdict(task), list(shots), of_classes, str(lm.dtype)], weights)
             kept = Checkpoint(Path(checkpoint), run)
         result = train(weights, passes, len(shots), cfg.schedule(max_steps), progress, checkpoint=kept)
     finally:
         lm.train(was_training)
-    result.n_truncated = n_truncated
+    result.n_truncated = examples.n_truncated
     return result

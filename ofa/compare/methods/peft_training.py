@@ -11,8 +11,7 @@ from torch import nn
 
 from ofa.compare.methods.base import Fitted, Setting
 from ofa.config import Schedule
-from ofa.data.batch import labelled
-from ofa.data.task import count_truncated
+from ofa.data.batch import encoded, labelled
 from ofa.data.words import cross_entropy
 from ofa.loss.objective import Objective
 from ofa.passes.own_layers import token_states
@@ -56,18 +55,14 @@ def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: 
         ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
         NonFiniteError: the loss or the gradient is NaN or infinite.
     """
-    decoder, tokenizer, task, shots = setting.decoder, setting.tokenizer, setting.task, setting.shots
+    decoder, shots = setting.decoder, setting.shots
     if not shots:
         raise ValueError("training needs at least one labelled example, got none")
-    task.check_labels(shots)
-    lm, words = decoder.lm, task.target_ids(tokenizer)
-    limit = decoder.max_tokens - max(map(len, words)) + 1
-    prompts = [task.encode(tokenizer, shot["text"], limit) for shot in shots]
-    count_truncated(prompts)
+    examples, lm = encoded(setting.tokenizer, setting.task, shots, decoder.max_tokens), decoder.lm
 
     def passes(_: int, rows: list[int]) -> Iterator[tuple[float, Objective]]:
-        targets = [words[shots[i]["label"]] for i in rows]
-        batch = labelled([prompts[i].ids for i in rows], targets, decoder.device)
+        prompts, words = ([ids[i] for i in rows] for ids in (examples.prompts, examples.words))
+        batch = labelled(prompts, words, decoder.device)
         states = token_states(decoder, batch, record=False)
         loss = cross_entropy(states.logits, states.following, batch["labels"])
         yield 1, Objective(loss, loss)
