@@ -32,9 +32,11 @@ typedef struct {
     const void* weight;
     void* y; /* [rows, columns] */
     void* s; /* [rows, columns], with a residual */
+    void* rstd; /* [rows], float64 for float64 rows, else float32; may be unwanted */
 } ofa_norm_forward;
 
-/* dx = r (g - x_hat c) + ds, dw = sum over rows of dy x_hat. */
+/* dx = r (g - x_hat c) + ds, dw = sum over rows of dy x_hat. With an rstd, which ofa_norm_forward left for the same
+ * rows, r is read instead of being computed from them. */
 typedef struct {
     int64_t dtype, weight_dtype, threads, rows, columns;
     double eps, offset;
@@ -47,6 +49,7 @@ typedef struct {
     int64_t ds_stride;
     void* dx; /* [rows, columns], may be unwanted */
     void* dw; /* [columns], may be unwanted */
+    const void* rstd; /* [rows] */
 } ofa_norm_backward;
 
 /* y_dot of `tangents` tangents that share x and weight; one of x_dot and weight_dot may be absent. */
