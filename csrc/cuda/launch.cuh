@@ -1,0 +1,108 @@
+// What the host decides: how many threads, blocks and bytes of shared memory a kernel gets on a device.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "team.cuh"
+
+namespace ofa {
+
+// What a device has of what the plans need.
+struct Device {
+    int multiprocessors;
+    int threads;  // that a block may have, MAX_THREADS at most
+    int cluster;  // blocks that a cluster may have, 1 where there are none
+    std::size_t shared_block, shared_multiprocessor;  // bytes
+};
+
+// The device of this number, or null: then CUDA's error is kept.
+const Device* device_of(int64_t number);
+
+// Keep CUDA's error for ofa_cuda_last_error; OFA_OK for none, else OFA_CUDA_ERROR.
+int keep_error(int error);
+
+constexpr unsigned BLOCK_SHARED = 1024;  // bytes of shared memory that the device takes for itself, a block
+constexpr int ROWS_OF_TEAM = 4;          // below it, what teams leave to be added up outweighs their rows
+constexpr int ROWS_OF_ONE_TEAM = 8;      // up to which a second launch, to add up, would take longer than the rows
+
+struct Plan {
+    unsigned threads = 0, cluster = 1, teams = 1, passes = 1;
+    std::size_t shared = 0;
+
+    bool possible() const { return threads > 0; }
+};
+
+// Threads and cluster for rows of `columns`, of which a thread has `vectors` vectors of T. No threads: they are too long.
+template <class T>
+inline Plan plan_row(const Device& device, int64_t columns, int vectors) {
+    const int64_t needed = (columns + LANES<T> - 1) / LANES<T>, of_block = int64_t(device.threads) * vectors;
+    Plan plan;
+    while (plan.cluster * of_block < needed) plan.cluster *= 2;
+    if (int64_t(plan.cluster) > device.cluster) return Plan();
+    const int64_t threads = (needed + vectors * plan.cluster - 1) / (vectors * plan.cluster);
+    plan.threads = static_cast<unsigned>((threads + WARP - 1) / WARP * WARP);
+    return plan;
+}
+
+// As many teams as run at once, `resident` threads on a multiprocessor, and no more than `most`.
+inline void plan_teams(const Device& device, Plan& plan, int resident, int64_t most) {
+    const std::size_t by_shared = device.shared_multiprocessor / (plan.shared + BLOCK_SHARED);
+    const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(resident / plan.threads, by_shared));
+    const int64_t teams = blocks * device.multiprocessors / (plan.cluster * plan.passes);
+    plan.teams = static_cast<unsigned>(std::max<int64_t>(1, std::min(teams, most)));
+}
+
+// The teams that share rows of which each leaves its own sum.
+inline int64_t teams_with_sums(int64_t rows) {
+    return rows <= ROWS_OF_ONE_TEAM ? 1 : (rows + ROWS_OF_TEAM - 1) / ROWS_OF_TEAM;
+}
+
+#ifdef __CUDACC__
+
+// Queue a kernel; what it may use beyond the usual is asked for once a device.
+template <class... Parameters, class... Arguments>
+inline int launch(void (*kernel)(Parameters...), const Plan& plan, const ofa_cuda_launch& where, Arguments... arguments) {
+    static thread_local const void* allowed_kernel = nullptr;
+    static thread_local std::size_t allowed_shared = 0;
+    static thread_local int64_t allowed_device = -1;
+    const void* address = reinterpret_cast<const void*>(kernel);
+    if (allowed_kernel != address || allowed_device != where.device || allowed_shared < plan.shared) {
+        const Device* device = device_of(where.device);
+        if (int error = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(device->shared_block)))
+            return keep_error(error);
+        if (device->cluster > 8)
+            if (int error = cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1))
+                return keep_error(error);
+        allowed_kernel = address;
+        allowed_shared = device->shared_block;
+        allowed_device = where.device;
+    }
+    cudaLaunchAttribute cluster;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = plan.cluster;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(plan.teams * plan.cluster, plan.passes);
+    config.blockDim = dim3(plan.threads);
+    config.dynamicSmemBytes = plan.shared;
+    config.stream = static_cast<cudaStream_t>(where.stream);
+    config.attrs = &cluster;
+    config.numAttrs = plan.cluster > 1;
+    return keep_error(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
+#else
+
+int keep_fault(const std::string& fault);
+
+template <class... Parameters, class... Arguments>
+inline int launch(void (*kernel)(Parameters...), const Plan& plan, const ofa_cuda_launch&, Arguments... arguments) {
+    return keep_fault(emulation::launch(dim3(plan.teams * plan.cluster, plan.passes), plan.threads, plan.cluster,
+                                        plan.shared, [=] { kernel(Parameters(arguments)...); }));
+}
+
+#endif
+
+}  // namespace ofa

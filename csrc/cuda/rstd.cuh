@@ -1,0 +1,67 @@
+// r = (mean(x^2) + eps)^(-1/2) of a row, the one number whose error reaches every output.
+#pragma once
+
+#include "team.cuh"
+
+namespace ofa {
+
+// The sum of squares; in float32 with the rounding errors beside it (Ogita, Rump & Oishi 2005, Dot2), which is as good
+// as a sum in float64 and needs no card that is fast at those.
+template <class A>
+struct SumOfSquares {
+    double sum = 0;
+    __device__ void add(double v) { sum += v * v; }
+    __device__ double value() const { return sum; }
+};
+
+template <>
+struct SumOfSquares<float> {
+    float sum = 0, error = 0;
+    __device__ void add(float v) {
+        const float square = multiplied(v, v), missing = multiplied_added(v, v, -square);
+        const float before = sum;
+        sum = added(before, square);
+        const float gained = added(sum, -before);
+        error = added(error, added(added(before, -added(sum, -gained)), added(added(square, -gained), missing)));
+    }
+    __device__ double value() const { return double(sum) + double(error); }
+};
+
+// r from the sum of squares and columns * eps: the float32 nearest to it, but for the sum's error.
+template <class A>
+__device__ __forceinline__ A reciprocal_root(double total, int columns) {
+    if constexpr (std::is_same_v<A, double>) {
+        return 1.0 / sqrt(total / columns);
+    } else {
+        // float32 has no room for squares of what is above 1e19 or, without an eps, below 1e-19
+        const float scale = total > 0x1p100 ? 0x1p-100f : total < 0x1p-100 ? 0x1p100f : 1.0f;
+        const float scaled = static_cast<float>(total * scale * scale);
+        const float r = root(divided(static_cast<float>(columns), scaled)) * scale;
+        // one Newton step, because each of these two roundings can cost half an ULP; its residual alone is float64, in
+        // which roots and quotients would be slow
+        const double residual = columns - total * (static_cast<double>(r) * static_cast<double>(r));
+        const float step = 0.5f * r * (static_cast<float>(residual) / static_cast<float>(columns));
+        return step == step ? r + step : r;  // 0 and infinity have no residual
+    }
+}
+
+// r of a row from its squares' sum over the team, `squares`; `values` are this thread's. Squares that float32 did not
+// hold are added up again in float64: everybody sees the same total, so the whole team does.
+template <int VECTORS, int COUNT, int SUMS, class A>
+__device__ __forceinline__ A rstd_of(double squares, const A (&values)[VECTORS][COUNT], int columns, double eps,
+                                     TeamSum<SUMS>& team_sum) {
+    double total = squares + columns * eps;
+    if (std::is_same_v<A, float> && !(total >= columns * 0x1p-100 && total <= 0x1p1000)) {
+        double again[SUMS] = {};
+#pragma unroll
+        for (int v = 0; v < VECTORS; ++v)
+#pragma unroll
+            for (int j = 0; j < COUNT; ++j)
+                again[0] += static_cast<double>(values[v][j]) * static_cast<double>(values[v][j]);
+        team_sum(again);
+        total = again[0] + columns * eps;
+    }
+    return reciprocal_root<A>(total, columns);
+}
+
+}  // namespace ofa

@@ -1,0 +1,121 @@
+// A team works on a row: one block, or a cluster of blocks where the row is long. How its threads add up, and how they
+// have the next rows fetched while they work on one.
+#pragma once
+
+#include "rows.cuh"
+
+namespace ofa {
+
+constexpr int MAX_THREADS = 512;  // of a block: at this number a thread may have 128 registers
+constexpr int WARP = 32;
+constexpr int STAGES = 3;  // rows of a ring: the one that is worked on, and two on their way
+
+// Rows are dealt out in turn: this team's first, and how many teams there are.
+__device__ __forceinline__ int64_t first_row() { return blockIdx.x / cluster_size(); }
+__device__ __forceinline__ int64_t n_teams() { return gridDim.x / cluster_size(); }
+
+// Sums over the team, the same for each of its threads, in an order that depends on nothing but its size.
+template <int SUMS>
+class TeamSum {
+  public:
+    // `memory` in shared memory, `bytes` long.
+    __device__ explicit TeamSum(void* memory)
+        : of_warps_(static_cast<double*>(memory)), of_blocks_(of_warps_ + 2 * (MAX_THREADS / WARP) * SUMS) {
+        if (cluster_size() > 1) cluster_sync();  // a block may be written to from here on: it must have begun
+    }
+
+    __host__ __device__ static constexpr std::size_t bytes(unsigned cluster) {
+        return 2 * (MAX_THREADS / WARP + cluster) * SUMS * sizeof(double);
+    }
+
+    // Every thread of the team calls it. The two halves of the memory take turns: whoever writes to one again has
+    // passed a barrier that everybody reaches after reading it.
+    __device__ void operator()(double (&sums)[SUMS]) {
+        const unsigned warps = blockDim.x / WARP, warp = threadIdx.x / WARP, blocks = cluster_size();
+#pragma unroll
+        for (int s = 0; s < SUMS; ++s)
+#pragma unroll
+            for (int distance = WARP / 2; distance; distance /= 2)
+                sums[s] += __shfl_xor_sync(~0u, sums[s], distance);
+        double* own = of_warps_ + half_ * (MAX_THREADS / WARP) * SUMS;
+        if (threadIdx.x % WARP == 0)
+#pragma unroll
+            for (int s = 0; s < SUMS; ++s) own[warp * SUMS + s] = sums[s];
+        __syncthreads();
+        add_up(own, warps, sums);
+        if (blocks > 1) {
+            double* all = of_blocks_ + half_ * blocks * SUMS;
+            if (threadIdx.x < blocks)
+#pragma unroll
+                for (int s = 0; s < SUMS; ++s)
+                    store_to_block(all + cluster_rank() * SUMS + s, threadIdx.x, sums[s]);
+            cluster_sync();
+            add_up(all, blocks, sums);
+        }
+        half_ ^= 1;
+    }
+
+  private:
+    __device__ static void add_up(const double* parts, unsigned count, double (&sums)[SUMS]) {
+#pragma unroll
+        for (int s = 0; s < SUMS; ++s) sums[s] = 0;
+        for (unsigned i = 0; i < count; ++i)
+#pragma unroll
+            for (int s = 0; s < SUMS; ++s) sums[s] += parts[i * SUMS + s];
+    }
+
+    double *of_warps_, *of_blocks_;
+    unsigned half_ = 0;
+};
+
+// What a team fetches for each of its items: OPERANDS rows, STAGES items deep. A thread fetches the columns that it will
+// read, so that it waits for its own copies and for no other thread.
+template <class T, int VECTORS>
+class Ring {
+  public:
+    __device__ Ring(void* memory, int operands)
+        : memory_(static_cast<uint4*>(memory) + threadIdx.x), operands_(operands) {}
+
+    static std::size_t bytes(unsigned threads, int operands) {
+        return std::size_t(STAGES) * operands * VECTORS * threads * sizeof(uint4);
+    }
+
+    // Fetch a row as an operand of the item that is STAGES - 1 ahead (before the first `advance`: of the next one).
+    __device__ void fetch(int operand, const T* row, Columns<T, VECTORS> columns) {
+        const bool aligned = is_aligned(row);
+        uint4* to = place(ahead_, operand);
+#pragma unroll
+        for (int v = 0; v < VECTORS; ++v, to += blockDim.x) {
+            const int count = columns.count(v);
+            const T* from = count ? row + columns(v) : row;
+            if (aligned)
+                copy_async(to, from, count * sizeof(T));
+            else
+                *to = gathered(from, count);
+        }
+    }
+    // That item is complete.
+    __device__ void end_item() {
+        end_group();
+        ahead_ = next(ahead_);
+    }
+    // Wait for the item to work on.
+    __device__ void wait() { wait_for_groups<STAGES - 1>(); }
+    // A vector of it.
+    __device__ void read(int operand, int vector, Acc<T> (&values)[LANES<T>]) const {
+        unpack<T>(place(now_, operand)[vector * blockDim.x], values);
+    }
+    // Go on to the next item.
+    __device__ void advance() { now_ = next(now_); }
+
+  private:
+    __device__ static int next(int stage) { return stage + 1 == STAGES ? 0 : stage + 1; }
+    __device__ uint4* place(int stage, int operand) const {
+        return memory_ + (stage * operands_ + operand) * VECTORS * blockDim.x;
+    }
+
+    uint4* memory_;
+    int operands_, ahead_ = 0, now_ = 0;
+};
+
+}  // namespace ofa
