@@ -45,13 +45,18 @@ __device__ __forceinline__ A reciprocal_root(double total, int columns) {
     }
 }
 
+// Whether float32 had room for the squares that were added up to `total`.
+__device__ __forceinline__ bool squares_fit(double total, int columns) {
+    return total >= columns * 0x1p-100 && total <= 0x1p1000;
+}
+
 // r of a row from its squares' sum over the team, `squares`; `values` are this thread's. Squares that float32 did not
 // hold are added up again in float64: everybody sees the same total, so the whole team does.
 template <int VECTORS, int COUNT, int SUMS, class A>
 __device__ __forceinline__ A rstd_of(double squares, const A (&values)[VECTORS][COUNT], int columns, double eps,
                                      TeamSum<SUMS>& team_sum) {
     double total = squares + columns * eps;
-    if (std::is_same_v<A, float> && !(total >= columns * 0x1p-100 && total <= 0x1p1000)) {
+    if (std::is_same_v<A, float> && !squares_fit(total, columns)) {
         double again[SUMS] = {};
 #pragma unroll
         for (int v = 0; v < VECTORS; ++v)
