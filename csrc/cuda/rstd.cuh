@@ -12,9 +12,10 @@ struct SumOfSquares;
 template <>
 struct SumOfSquares<double> {
     double sum = 0;
+    __device__ void add(double v) { sum += v * v; }
     __device__ void add(const double (&values)[LANES<double>]) {
 #pragma unroll
-        for (int j = 0; j < LANES<double>; ++j) sum += values[j] * values[j];
+        for (int j = 0; j < LANES<double>; ++j) add(values[j]);
     }
     __device__ double value() const { return sum; }
 };
@@ -23,15 +24,16 @@ struct SumOfSquares<double> {
 template <>
 struct SumOfSquares<float> {
     float sum = 0, error = 0;
+    __device__ void add(float v) {
+        const float square = multiplied(v, v), missing = multiplied_added(v, v, -square);
+        const float before = sum;
+        sum = added(before, square);
+        const float gained = added(sum, -before);
+        error = added(error, added(added(before, -added(sum, -gained)), added(added(square, -gained), missing)));
+    }
     __device__ void add(const float (&values)[LANES<float>]) {
 #pragma unroll
-        for (int j = 0; j < LANES<float>; ++j) {
-            const float v = values[j], square = multiplied(v, v), missing = multiplied_added(v, v, -square);
-            const float before = sum;
-            sum = added(before, square);
-            const float gained = added(sum, -before);
-            error = added(error, added(added(before, -added(sum, -gained)), added(added(square, -gained), missing)));
-        }
+        for (int j = 0; j < LANES<float>; ++j) add(values[j]);
     }
     __device__ double value() const { return static_cast<double>(sum) + static_cast<double>(error); }
 };
@@ -67,13 +69,18 @@ __device__ __forceinline__ A reciprocal_root(double total, int columns) {
     }
 }
 
+// Whether float32 had room for the squares that were added up to `total`.
+__device__ __forceinline__ bool squares_fit(double total, int columns) {
+    return total >= columns * 0x1p-100 && total <= 0x1p1000;
+}
+
 // r of a row from its squares' sum over the team, `squares`; `values` are this thread's. Squares that float32 did not
 // hold are added up again in float64: everybody sees the same total, so the whole team does.
 template <int VECTORS, int COUNT, int SUMS, class A>
 __device__ __forceinline__ A rstd_of(double squares, const A (&values)[VECTORS][COUNT], int columns, double eps,
                                      TeamSum<SUMS>& team_sum) {
     double total = squares + columns * eps;
-    if (std::is_same_v<A, float> && !(total >= columns * 0x1p-100 && total <= 0x1p1000)) {
+    if (std::is_same_v<A, float> && !squares_fit(total, columns)) {
         double again[SUMS] = {};
 #pragma unroll
         for (int v = 0; v < VECTORS; ++v)
