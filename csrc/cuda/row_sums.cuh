@@ -1,18 +1,18 @@
-// Sums over rows: each team leaves its own in scratch memory, and a second kernel adds them up in their order.
+// Sums over rows. Each team has its own; the blocks of a cluster add theirs up in its shared memory, more teams leave
+// them in scratch memory to a second kernel. Either way the order is fixed.
 #pragma once
 
 #include "launch.cuh"
 
 namespace ofa {
 
-constexpr int SUM_COLUMNS = WARP;                       // of a block: a line of memory in float32
-constexpr int SUM_SHARES = MAX_THREADS / SUM_COLUMNS;   // of the teams
+constexpr int SUM_COLUMNS = WARP;  // of a block: a line of memory in float32
 
 // out[columns] = the sum over teams of partials[teams, columns], in the type that dtype names.
 template <class A>
 __global__ void __launch_bounds__(MAX_THREADS)
     add_up_teams(const A* partials, void* out, int64_t dtype, int64_t teams, int64_t columns) {
-    double* shares = reinterpret_cast<double*>(shared_memory());  // [SUM_SHARES, SUM_COLUMNS]
+    double* shares = reinterpret_cast<double*>(shared_memory());  // [shares of the teams, SUM_COLUMNS]
     const int lane = threadIdx.x % SUM_COLUMNS, share = threadIdx.x / SUM_COLUMNS;
     const int n_shares = blockDim.x / SUM_COLUMNS;
     const int64_t column = int64_t(blockIdx.x) * SUM_COLUMNS + lane;
@@ -108,8 +108,8 @@ class SharedSums {
 
   private:
     static constexpr int64_t ACCUMULATED = std::is_same_v<A, double> ? OFA_FLOAT64 : OFA_FLOAT32;
-    static constexpr int PIECES = LANES<T> / LANES<A>;   // vectors of sums to one of the row
-    static constexpr int PLACES = VECTORS * PIECES;      // that a thread has of a row
+    static constexpr int PIECES = LANES<T> / LANES<A>;  // vectors of sums to one of the row
+    static constexpr int PLACES = VECTORS * PIECES;     // that a thread has of a row
 
     uint4* memory_;
     int rows_;
