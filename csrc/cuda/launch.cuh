@@ -26,7 +26,6 @@ int keep_error(int error);
 constexpr unsigned BLOCK_SHARED = 1024;  // bytes of shared memory that the device takes for itself, a block
 constexpr int ITEMS_OF_TEAM = 4;         // rows and tangents, below which a team's sums outweigh what they are of
 constexpr int ITEMS_OF_ONE_LAUNCH = 8;   // up to which a team is done before a second kernel could have added up
-constexpr int CLUSTER_OF_TEAMS = 8;      // blocks, as many as every device with clusters takes
 
 struct Plan {
     unsigned threads = 0, cluster = 1, blocks = 1, passes = 1;
@@ -74,7 +73,7 @@ inline void plan_teams(const Device& device, Plan& plan, int64_t most) {
 // The same for teams that each end with sums over their rows, which have `items` to fetch each. Few rows are shared by
 // the blocks of one cluster, which add their sums up; otherwise that is a second kernel's.
 inline void plan_teams_with_sums(const Device& device, Plan& plan, int64_t rows, int64_t items) {
-    const int64_t crew = std::min(device.cluster, CLUSTER_OF_TEAMS), of_block = (rows + crew - 1) / crew;
+    const int64_t crew = device.cluster, of_block = (rows + crew - 1) / crew;
     if (plan.possible() && plan.cluster == 1 && (of_block <= 1 || of_block * items <= ITEMS_OF_ONE_LAUNCH)) {
         while (int64_t(plan.cluster) < std::min(rows, crew)) plan.cluster *= 2;
         plan.gathers = true;
@@ -104,9 +103,6 @@ inline int launch(void (*kernel)(Parameters...), const Plan& plan, const ofa_cud
         if (int error = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              static_cast<int>(device->shared_block)))
             return keep_error(error);
-        if (device->cluster > 8)
-            if (int error = cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1))
-                return keep_error(error);
         allowed_kernel = address;
         allowed_shared = device->shared_block;
         allowed_device = where.device;
