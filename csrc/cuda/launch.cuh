@@ -91,20 +91,18 @@ __host__ __device__ inline int tangents_of_pass(int64_t tangents, unsigned passe
 
 #ifdef __CUDACC__
 
-// Queue a kernel; what it may use beyond the usual is asked for once a device.
+// Queue a kernel. More shared memory than usual has to be asked for, once for a kernel and device.
 template <class... Parameters, class... Arguments>
 inline int launch(void (*kernel)(Parameters...), const Plan& plan, const ofa_cuda_launch& where, Arguments... arguments) {
     static thread_local const void* allowed_kernel = nullptr;
-    static thread_local std::size_t allowed_shared = 0;
     static thread_local int64_t allowed_device = -1;
     const void* address = reinterpret_cast<const void*>(kernel);
-    if (allowed_kernel != address || allowed_device != where.device || allowed_shared < plan.shared) {
+    if (allowed_kernel != address || allowed_device != where.device) {
         const Device* device = device_of(where.device);
         if (int error = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              static_cast<int>(device->shared_block)))
             return keep_error(error);
         allowed_kernel = address;
-        allowed_shared = device->shared_block;
         allowed_device = where.device;
     }
     cudaLaunchAttribute attributes[1];
