@@ -74,6 +74,15 @@ __device__ __forceinline__ bool squares_fit(double total, int columns) {
     return total >= columns * 0x1p-100 && total <= 0x1p1000;
 }
 
+// The squares of some values in float64.
+template <int COUNT, class A>
+__device__ __forceinline__ double squares_of(const A (&values)[COUNT]) {
+    double sum = 0;
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) sum += static_cast<double>(values[j]) * static_cast<double>(values[j]);
+    return sum;
+}
+
 // r of a row from its squares' sum over the team, `squares`. Squares that float32 did not hold are added up again in
 // float64, this thread's by `again`: everybody sees the same total, so the whole team does.
 template <class A, int SUMS, class Again>
@@ -85,15 +94,6 @@ __device__ __forceinline__ A rstd_of(double squares, int columns, double eps, Te
         total = sums[0] + columns * eps;
     }
     return reciprocal_root<A>(total, columns);
-}
-
-// The squares of some values in float64.
-template <int COUNT, class A>
-__device__ __forceinline__ double squares_of(const A (&values)[COUNT]) {
-    double sum = 0;
-#pragma unroll
-    for (int j = 0; j < COUNT; ++j) sum += static_cast<double>(values[j]) * static_cast<double>(values[j]);
-    return sum;
 }
 
 // The same for values that this thread has at hand.
