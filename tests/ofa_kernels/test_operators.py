@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 import ofa_kernels as ok
 from ofa_kernels import dispatch, formulas, operators
-from ofa_kernels.native import DTYPES
+from ofa_kernels.structs import DTYPES
 from tests.ofa_kernels.native_calls import SEED
 
 pytestmark = pytest.mark.host
