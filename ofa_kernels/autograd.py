@@ -168,7 +168,8 @@ class LayerNorm(Composed):
 
     @classmethod
     def backward(cls, ctx, dy):
-        (x, weight, bias), (_, moments) = saved, _ = ctx.saved_tensors, ctx.options
+        saved, (_, moments) = ctx.saved_tensors, ctx.options
+        x, weight, bias = saved
         if dy is None or not moments or not first_order() or legacy_batched(dy):
             return super().backward(ctx, dy)
         inputs = [None if t is None else t.to(_common(x, weight, bias)) for t in (dy, x, weight, bias)]

@@ -50,9 +50,10 @@ WITH_CUDA = (*BACKENDS, "cuda")
 
 
 def pytest_generate_tests(metafunc):
-    """Run every test that takes `backend` with all of its module's."""
+    """Run every test that takes `backend` with all of its module's, unless it names its own."""
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "backend" in metafunc.fixturenames and not any(
-        "backend" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")
+        "backend" in (names.split(",") if isinstance(names, str) else names) for names in own
     ):
         metafunc.parametrize("backend", getattr(metafunc.module, "BACKENDS", BACKENDS), indirect=True)
 
@@ -70,7 +71,12 @@ def backend(request, monkeypatch):
 
         if (torch.cuda.is_available() and not on_host) or native.missing():
             pytest.skip(native.missing() or "the tensors here are on a GPU")
-    if request.param == "cuda" and (not torch.cuda.is_available() or on_host):
+    if request.param == "cuda" and torch.cuda.is_available() and not on_host:
+        from ofa_kernels import cuda
+
+        if reason := cuda.refuses(0):
+            pytest.skip(reason)
+    elif request.param == "cuda":
         request.getfixturevalue("emulated_cuda")
     monkeypatch.setenv("OFA_BACKEND", request.param)
     return request.param
