@@ -99,7 +99,7 @@ def test_added_rows_stand_at_padding_and_no_gradient_comes_from_there():
     assert (rounded.row_of < n_rows).all(), "attention looks at none of them"
     assert torch.equal(rounded.lengths, packing.lengths) and torch.equal(rounded.following, packing.following)
     rows = torch.randn(n_rows + n_added, 2, requires_grad=True)
-    padded, own, tail = rounded.unpack(rows)
+    padded, _, tail = rounded.unpack(rows)
     assert torch.equal(rounded.pack(padded, tail)[:n_rows], rows[:n_rows])
     (padded * rounded.real[..., None]).sum().backward()
     assert not rows.grad[n_rows:].any() and rows.grad[:n_rows].all()
