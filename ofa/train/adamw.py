@@ -33,6 +33,7 @@ class AdamWUpdate:
         self._weights = [weight.detach() for weight in weights]
         self._means, self._squares = ([state[weight][name] for weight in weights] for name in MOMENTS)
         self._counts = [state[weight]["step"] for weight in weights]  # on the host
+        self._one = torch.tensor(1.0)  # made once: a number would be wrapped for every weight
         self._dtype = max((weight.dtype for weight in weights), key=lambda dtype: dtype.itemsize)
 
     def numbers(self, lr: float) -> Tensor:
@@ -64,4 +65,4 @@ class AdamWUpdate:
 
     def count(self) -> None:
         """Note that an update was applied."""
-        torch._foreach_add_(self._counts, 1)
+        torch._foreach_add_(self._counts, self._one, alpha=1.0)

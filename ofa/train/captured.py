@@ -89,7 +89,7 @@ class Graphs(Protocol):
     def run(self, work: Callable[[], None]) -> None:
         """Do the work, as preparation to record it."""
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
         """Record the work, which was run before, without doing it; the call that does it."""
         ...
 
@@ -114,7 +114,7 @@ class CudaGraphs:
             work()
         outside.wait_stream(self.stream)
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
         """As in `Graphs`.
 
         Raises:
@@ -173,7 +173,7 @@ class _Shape:
     inputs: _Inputs
     results: Tensor
     names: list[str] = field(default_factory=list)
-    replay: Callable[[], None] | None = None
+    replay: Callable[[], object] | None = None
     seen: bool = False
 
 
@@ -265,7 +265,7 @@ class Captured(Step):
             shape.replay()
         shape.seen = True
 
-    def _capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
+    def _capture(self, work: Callable[[], None]) -> Callable[[], object] | None:
         try:
             replay = self._graphs.capture(work)
         except RuntimeError as error:
