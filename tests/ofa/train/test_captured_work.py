@@ -9,12 +9,14 @@ import torch
 
 import ofa
 from ofa.config import OFAConfig
+from ofa.decoder.families import FAMILIES
 from ofa.loss.objective import objective
 from ofa.train import fit as trainer
 from ofa.train.adamw import AdamWUpdate
 from ofa.train.captured import Captured
 from tests.fake_gpu import fake_gpu, is_on_gpu
 from tests.ofa.conftest import build_llama
+from tests.ofa.decoder.test_families import build
 from tests.ofa.train.graphs import Watch, stand_in
 
 CONFIG = OFAConfig(epochs=5, batch_size=4, lr=1e-2, lambda_step=0.1, lambda_sharp=0.1, cuda_graph=True)
@@ -22,8 +24,8 @@ CONFIG = OFAConfig(epochs=5, batch_size=4, lr=1e-2, lambda_step=0.1, lambda_shar
 
 @pytest.fixture
 def fit(tokenizer, task, shots):
-    def fit(config, device="cpu", n_shots=None):
-        model = build_llama(torch.float32).to(device)
+    def fit(config, device="cpu", n_shots=None, model=None):
+        model = (model or build_llama(torch.float32)).to(device)
         return ofa.fit(model, tokenizer, task, shots[:n_shots], config, progress=False)
 
     return fit
@@ -55,6 +57,14 @@ def test_all_steps_of_a_shape_launch_the_same_on_the_same_memory(fit, monkeypatc
     fit(config)
     assert graphs.n_replays >= 4 and watch.faults == set()
     assert all(len(recorders) > 2 for recorders in watch.recorders.values())
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.fast_pass])
+def test_every_stacked_family_can_be_captured(fit, monkeypatch, reference_backend, family):
+    watch = Watch()
+    stand_in(monkeypatch, watch, rounding=(16, 16))
+    fit(replace(CONFIG, epochs=2, batch_size=3), model=build(family, torch.float32))
+    assert watch.faults == set()
 
 
 KEPT = []
