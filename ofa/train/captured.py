@@ -120,8 +120,9 @@ class CudaGraphs:
         Raises:
             RuntimeError: the work waits for the GPU, or there is no memory left for it.
         """
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.stream.device)
+        # a capture that fails leaves its stream the current one; the outer context puts that back
+        with torch.cuda.stream(outside), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             work()
         return graph.replay
 
@@ -269,9 +270,10 @@ class Captured(Step):
         try:
             replay = self._graphs.capture(work)
         except RuntimeError as error:
+            reason = error.__context__ or error  # the end of a capture fails too, and says less
             if self.cfg.cuda_graph:
-                raise RuntimeError(f"cuda_graph=True: the step could not be captured: {error}") from error
-            warnings.warn(f"the step could not be captured, and is run uncaptured: {error}", stacklevel=2)
+                raise RuntimeError(f"cuda_graph=True: the step could not be captured: {reason}") from error
+            warnings.warn(f"the step could not be captured, and is run uncaptured: {reason}", stacklevel=2)
             self._captures = False
             return None
         self.n_graphs += 1

@@ -132,7 +132,10 @@ def test_what_cannot_be_captured_is_run_uncaptured_with_a_warning(problem, monke
     expected = run(*problem, OFA)
 
     def refuse(_):
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:  # as the end of a capture does
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     graphs = stand_in(monkeypatch)
     graphs.capture = refuse
@@ -246,18 +249,3 @@ def test_only_none_true_and_false_are_known():
 def test_how_steps_are_run_is_no_setting_of_the_run():
     assert OFAConfig(cuda_graph=True).settings() == OFAConfig(cuda_graph=False).settings()
     assert OFAConfig(lr=1e-2).settings() != OFAConfig().settings()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", CONFIGS)
-def test_on_a_gpu_gamma_is_the_uncaptured_one_but_for_rounding(problem, name):
-    tokenizer, task, shots = problem
-    found = []
-    for how in (True, False):
-        model = build_llama(torch.float64).to("cuda")
-        config = replace(CONFIGS[name], cuda_graph=how)
-        history = ofa.fit(model, tokenizer, task, shots, config, progress=False).history
-        found.append((gammas(model), [row["loss"] for row in history]))
-    (gamma, losses), (expected, before) = found
-    torch.testing.assert_close(gamma, expected, rtol=1e-10, atol=1e-12)
-    assert losses == pytest.approx(before, rel=1e-10)
