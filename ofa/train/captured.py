@@ -213,6 +213,7 @@ class Captured(Step):
         self.n_graphs = 0
         self._graphs, self._captures = graphs, True
         self._shapes: dict[object, _Shape] = {}
+        self._packed: dict[tuple[int, ...], dict[str, Tensor]] = {}
 
     def begin(self) -> None:
         """As in `Step`; from here on all that the graphs read and write stays where it is."""
@@ -221,14 +222,18 @@ class Captured(Step):
         self._values = [weight.detach() for weight in self.weights]
         self._adamw = AdamWUpdate(self.optimizer)
 
-    def take(self, step: int, rows: list[int], lr: float) -> dict[str, float | None]:
-        """As in `Step`.
+    def take(
+        self, step: int, rows: list[int], lr: float, upcoming: list[int] | None = None
+    ) -> dict[str, float | None]:
+        """As in `Step`; the next batch is packed while the device works.
 
         Raises:
             NonFiniteError: as in `Step`.
             RuntimeError: the step could not be captured, and has to be.
         """
-        config, inputs = _of_one_step(self.cfg, step), self._inputs(step, rows, lr)
+        config = _of_one_step(self.cfg, step)
+        inputs = self._packed.pop(tuple(rows), None) or self._pack(rows)
+        inputs |= {"step": torch.tensor(step), "update": self._adamw.numbers(lr)}
         key = config, *(tensor.shape for tensor in inputs.values())
         if key not in self._shapes:
             device = self.weights[0].device
@@ -238,21 +243,21 @@ class Captured(Step):
         shape.inputs.fill(inputs)
         self._launch(shape)
         self._adamw.count()
+        if upcoming is not None:
+            self._packed[tuple(upcoming)] = self._pack(upcoming)
         found = dict(zip(shape.names, shape.results.tolist(), strict=False))  # the one wait of a step
         values = {name: found.get(name) for name in ("loss", *TERMS)}
         check_finite(step, values, found["gradient"])
         return values
 
-    def _inputs(self, step: int, rows: list[int], lr: float) -> dict[str, Tensor]:
-        """All that differs between two steps, in the host's memory."""
+    def _pack(self, rows: list[int]) -> dict[str, Tensor]:
+        """What a step is told of its batch, in the host's memory."""
         batch = packed(self.batch_of(rows))
         packing = batch["packing"].rounded(ROWS, PLACES)
         return {
             **{part.name: getattr(packing, part.name) for part in fields(Packing)},
             "labels": batch["labels"],
             "example_ids": batch["example_ids"],
-            "step": torch.tensor(step),
-            "update": self._adamw.numbers(lr),
         }
 
     def _launch(self, shape: _Shape) -> None:

@@ -66,7 +66,8 @@ def train(
     if schedule.max_steps is not None:
         n_steps = min(n_steps, schedule.max_steps)
     result = FitResult(checkpoint.load(step.weights, step.optimizer) if checkpoint else [])
-    batches = islice(enumerate(schedule.batches(n_examples)), len(result.history), n_steps)
+    batches = list(islice(enumerate(schedule.batches(n_examples)), len(result.history), n_steps))
+    upcoming = [*(rows for _, (_, rows) in batches[1:]), None]
     step.begin()
     begin = time.perf_counter()
     try:
@@ -74,9 +75,9 @@ def train(
             if result.history and progress:
                 bar.console.print(f"going on after {len(result.history)} of {n_steps} steps", highlight=False)
             line = bar.add_task("adapting", total=n_steps, completed=len(result.history), info="")
-            for number, (epoch, rows) in batches:
+            for (number, (epoch, rows)), following in zip(batches, upcoming, strict=False):
                 lr = schedule.lr * factor(number)
-                values = step.take(number, rows, lr)
+                values = step.take(number, rows, lr, following)
                 result.history.append({"step": number, "epoch": epoch, "lr": lr, **values})
                 bar.update(line, advance=1, info=_describe(result.history[-1]))
                 last = interrupted.is_set() or number == n_steps - 1

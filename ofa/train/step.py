@@ -53,13 +53,16 @@ class Step(ABC):
         self.good = [weight.detach().clone() for weight in self.weights]
 
     @abstractmethod
-    def take(self, step: int, rows: list[int], lr: float) -> dict[str, float | None]:
+    def take(
+        self, step: int, rows: list[int], lr: float, upcoming: list[int] | None = None
+    ) -> dict[str, float | None]:
         """Take a step.
 
         Args:
             step: its number.
             rows: the indices of its examples.
             lr: its learning rate.
+            upcoming: the examples of the next step, which may be prepared meanwhile.
 
         Returns:
             The loss and its terms by name; None for a term that was not computed.
@@ -90,8 +93,10 @@ class Uncaptured(Step):
         super().__init__(weights, weight_decay)
         self.passes = passes
 
-    def take(self, step: int, rows: list[int], lr: float) -> dict[str, float | None]:
-        """As in `Step`."""
+    def take(
+        self, step: int, rows: list[int], lr: float, upcoming: list[int] | None = None
+    ) -> dict[str, float | None]:
+        """As in `Step`; nothing is prepared."""
         values, gradients = self._gradients(self.passes(step, rows))
         largest = torch.stack([gradient.abs().max() for gradient in gradients]).max().item()
         check_finite(step, values, largest)

@@ -11,6 +11,7 @@ import ofa
 from ofa.config import OFAConfig
 from ofa.decoder.families import FAMILIES
 from ofa.loss.objective import objective
+from ofa.train import captured
 from ofa.train import fit as trainer
 from ofa.train.adamw import AdamWUpdate
 from ofa.train.captured import Captured
@@ -65,6 +66,24 @@ def test_every_stacked_family_can_be_captured(fit, monkeypatch, reference_backen
     stand_in(monkeypatch, watch, rounding=(16, 16))
     fit(replace(CONFIG, epochs=2, batch_size=3), model=build(family, torch.float32))
     assert watch.faults == set()
+
+
+def test_the_next_batch_is_packed_before_the_step_is_waited_for(fit, monkeypatch):
+    events = []
+
+    def noting(name, function):
+        def noted(*arguments):
+            events.append(name)
+            return function(*arguments)
+
+        return noted
+
+    for owner, name in ((Captured, "_pack"), (Captured, "_launch"), (captured, "check_finite")):
+        monkeypatch.setattr(owner, name, noting(name, getattr(owner, name)))
+    stand_in(monkeypatch)
+    fit(replace(CONFIG, epochs=2))
+    step = ["_launch", "_pack", "check_finite"]
+    assert events == ["_pack", *step * 3, "_launch", "check_finite"]
 
 
 KEPT = []
