@@ -304,6 +304,7 @@ inline void wait_for_groups(unsigned pending) {
 #define blockDim (emulation::running->block)
 #define gridDim (emulation::running->grid)
 
+inline void __syncwarp() { emulation::wait(emulation::own_warp().barrier); }
 inline void __syncthreads() { emulation::wait(emulation::own_block().barrier); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
