@@ -27,7 +27,7 @@ NAME = "libofa_emulated.so"
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
 # what a kernel forgets to set is to be seen
 FLAGS += ["-ftrivial-auto-var-init=pattern"]
-FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
 FOLDERS = ("include", "cuda", "emulation")
 
 

@@ -29,8 +29,8 @@ struct alignas(16) uint4 {
 namespace emulation {
 
 constexpr unsigned WARP = 32;
-constexpr std::size_t GUARD_BYTES = 256;  // after a block's shared memory, to notice what is written there
-constexpr char POISON = char(0xFF);
+constexpr std::size_t GUARD_BYTES = 8192;  // after a block's shared memory, to notice what is written there
+constexpr char POISON = char(0xFF), GUARD = 1;  // NaN, and numbers so small that no sum is one
 
 struct Barrier {
     unsigned size = 0;
@@ -179,7 +179,8 @@ inline void begin_cluster(Launch& launch, unsigned first) {
     for (Block& block : launch.blocks) {
         if (!block.memory) block.memory.reset(new char[launch.shared + GUARD_BYTES + 16]);
         block.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block.memory.get()) + 15) & ~uintptr_t(15));
-        std::memset(block.shared, POISON, launch.shared + GUARD_BYTES);
+        std::memset(block.shared, POISON, launch.shared);
+        std::memset(block.shared + launch.shared, GUARD, GUARD_BYTES);
         block.barrier = {threads, "a barrier that not all threads of the block reach"};
         block.warps.assign(threads / WARP, Warp{{WARP, "a shuffle in which not all lanes take part"}, {}});
         block.begun = block.ended = 0;
@@ -227,7 +228,7 @@ inline std::string launch(dim3 grid, unsigned threads, unsigned cluster, std::si
         run_cluster(launch);
         for (const Block& block : launch.blocks)
             for (std::size_t i = 0; i < GUARD_BYTES; ++i)
-                if (block.shared[shared + i] != POISON && launch.fault.empty())
+                if (block.shared[shared + i] != GUARD && launch.fault.empty())
                     launch.fault = "a write past the end of shared memory";
         if (!launch.fault.empty()) break;
     }

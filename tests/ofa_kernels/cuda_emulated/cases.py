@@ -76,7 +76,7 @@ def factors(operator):
         "dtype": DTYPES,
         "weight_dtype": DTYPES if operator in WEIGHTED else (F32,),
         "rows": (1, 2, 5, 9, 18, 40),
-        "columns": (1, 7, 33, 130, 256, 513, 1000, 2048),
+        "columns": (1, 7, 33, 130, 500, 513, 1000, 2048),
         "tangents": (1, 3, 10) if operator in WITH_TANGENTS else (1,),
         "layout": LAYOUTS,
         "device": (*DEVICES, LITTLE) if operator in WITH_PASSES else DEVICES,

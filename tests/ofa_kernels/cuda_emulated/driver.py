@@ -56,7 +56,7 @@ def pointer(t):
 
 
 def call_of(operator, sizes, tensors):
-    """The bytes of an operator's struct: sizes by their names, pointers and strides by those of the tensors."""
+    """The bytes of an operator's struct, of sizes by their names and tensors by theirs."""
     members, code = LAYOUTS[operator]
     values = []
     for member in members.split():

@@ -81,10 +81,8 @@ def norm_backward(case, operands):
 def norm_jvp(case, operands):
     k, row = case.tangents, (case.rows, case.columns)
     x, x_dot = operands.rows("x", *row), operands.rows("x_dot", k, *row)
-    weight, weight_dot = (
-        operands.weight("weight", case.columns),
-        operands.weight("weight_dot", k, case.columns),
-    )
+    weight = operands.weight("weight", case.columns)
+    weight_dot = operands.weight("weight_dot", k, case.columns)
 
     def check(got):
         call = x, weight, x_dot, weight_dot
@@ -104,10 +102,8 @@ def norm_backward_tangent(case, operands):
     k, row = case.tangents, (case.rows, case.columns)
     x, dy = operands.rows("x", *row), operands.rows("dy", *row)
     x_dot, dy_dot = operands.rows("x_dot", k, *row), operands.rows("dy_dot", k, *row)
-    weight, weight_dot = (
-        operands.weight("weight", case.columns),
-        operands.weight("weight_dot", k, case.columns),
-    )
+    weight = operands.weight("weight", case.columns)
+    weight_dot = operands.weight("weight_dot", k, case.columns)
     call = x, weight, dy, x_dot, weight_dot, dy_dot
 
     def check(got):
@@ -126,10 +122,8 @@ def norm_backward_tangent(case, operands):
 def norm_jvp_backward(case, operands):
     k, row = case.tangents, (case.rows, case.columns)
     x, dy, x_dot = operands.rows("x", *row), operands.rows("dy", k, *row), operands.rows("x_dot", k, *row)
-    weight, weight_dot = (
-        operands.weight("weight", case.columns),
-        operands.weight("weight_dot", k, case.columns),
-    )
+    weight = operands.weight("weight", case.columns)
+    weight_dot = operands.weight("weight_dot", k, case.columns)
     call = x, weight, dy, x_dot, weight_dot
 
     def check(got):
@@ -137,23 +131,15 @@ def norm_jvp_backward(case, operands):
         scale = magnitudes(x, weight, case.offset, *call[2:])
         over_rows = scale.dw_dot.sum(-2).expand(k, case.columns), scale.dw.sum(-2).expand(k, case.columns)
         scales = scale.dx_dot.expand(dy.shape).sum(0), over_rows[0].sum(0), scale.dx, over_rows[1]
-        for name, truth, of, sums in zip(
-            ("dx", "dw", "dx_dot", "dw_dot"), truths, scales, (6, 3, 3, 2), strict=True
-        ):
+        names, sums = ("dx", "dw", "dx_dot", "dw_dot"), (6, 3, 3, 2)
+        for name, truth, of, n_sums in zip(names, truths, scales, sums, strict=True):
             if name in got:
-                within(got[name], truth, of, x, got[name].dtype, sums=sums, terms=k * case.rows)
+                within(got[name], truth, of, x, got[name].dtype, sums=n_sums, terms=k * case.rows)
 
-    return Problem(
-        sizes(case, tangents=k),
-        dict(zip(("x", "weight", "dy", "x_dot", "weight_dot"), call, strict=True)),
-        {
-            "dx": of_rows(case),
-            "dw": of_weight(case),
-            "dx_dot": of_rows(case, k),
-            "dw_dot": of_weight(case, k),
-        },
-        check,
-    )
+    inputs = dict(zip(("x", "weight", "dy", "x_dot", "weight_dot"), call, strict=True))
+    outputs = {"dx": of_rows(case), "dw": of_weight(case)}
+    outputs |= {"dx_dot": of_rows(case, k), "dw_dot": of_weight(case, k)}
+    return Problem(sizes(case, tangents=k), inputs, outputs, check)
 
 
 PROBLEMS = {

@@ -88,7 +88,7 @@ class Operands:
         return self._keep(name, t.copy_(values))
 
     def weight(self, name, *shape):
-        """Of no more digits than float32 where the rows are computed with: beside an offset the rest may count."""
+        """Of the digits that rows are computed with: where an offset cancels, more of them would count."""
         return self.flat(name, shape, self.case.weight_dtype, through=self.accumulator)
 
     def given(self, name, t):

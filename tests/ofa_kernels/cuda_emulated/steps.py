@@ -12,7 +12,8 @@ def walk(case, operands):
     """States [steps + 1, examples, columns] whose second step stands still; `tangents` is how many steps."""
     states = operands.rows("states", case.tangents + 1, case.rows, case.columns)
     if case.tangents > 1:
-        states[2].copy_(states[1].clone())
+        for example in range(case.rows):  # one by one: they may be the same memory
+            states[2, example] = states[1, example]
         operands.given("states", states)
     return states
 
@@ -27,7 +28,7 @@ def step_lengths(case, operands):
     def check(got):
         truth = reference.step_lengths(states.double())
         within(got["lengths"], truth, truth, states, got["lengths"].dtype)
-        assert case.tangents == 1 or not got["lengths"][1].any()
+        assert case.tangents < 2 or not got["lengths"][1].any()
 
     outputs = {"lengths": ((case.tangents, case.rows), operands.accumulator)}
     return Problem(sizes(case), {"states": states}, outputs, check)
@@ -39,6 +40,9 @@ def step_lengths_backward(case, operands):
     dlengths = operands.flat("dlengths", (case.tangents, case.rows), operands.accumulator)
 
     def check(got):
+        if not case.tangents:  # a state without steps
+            assert not got["dstates"].any()
+            return
         z, n, dn = doubles(states, lengths, dlengths)
         slopes = torch.where(n > 0, dn / n, 0).abs()
         pulls = torch.nn.functional.pad(z.diff(dim=0).abs() * slopes[..., None], (0, 0, 0, 0, 1, 1))
