@@ -9,7 +9,7 @@ from tests.ofa_kernels.cuda_emulated.driver import Device
 from tests.ofa_kernels.cuda_emulated.edges import check_root, check_rounding
 
 WIDE, CLUSTER = DEVICES[0], DEVICES[3]
-NORM, TANGENT = "rms_norm.cu", "rms_norm_tangent.cu"
+NORM, TANGENT, PROBES, STEPS = "rms_norm.cu", "rms_norm_tangent.cu", "probes.cu", "step_lengths.cu"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ several_warps = case("norm_forward", rows=9, columns=4096, device=Device(512, mu
 many_rows = case("norm_backward", rows=40, columns=250, device=Device(64, multiprocessors=1))
 in_a_cluster = case("norm_backward", rows=40, columns=2000, device=CLUSTER)
 odd_columns = case("norm_backward", rows=5, columns=131, layout="wider")
+dots = case("probe_dot", rows=5, columns=2500, tangents=3)
+preconditioned = case("preconditioned_probes", rows=5, columns=1000, tangents=3)
+signs = case("rademacher", rows=5, columns=1000, tangents=3)
+steps = case("step_lengths_backward", rows=5, columns=131, tangents=3)
 several_teams = case("norm_backward", rows=40, columns=131, device=WIDE)
+gathered = case("norm_backward", rows=8, columns=131, device=CLUSTER)
 in_passes = case("norm_backward_tangent", rows=9, columns=500, tangents=10, device=LITTLE)
 gradients_in_passes = case("norm_jvp_backward", rows=9, columns=500, tangents=10, device=LITTLE)
 
@@ -57,7 +62,7 @@ BUGS = [
     Bug(
         "a team's blocks are written to before they have begun",
         "team.cuh",
-        "if (cluster_size() > 1) cluster_sync();",
+        "if (team.blocks() > 1) cluster_sync();",
         "",
         in_a_cluster,
     ),
@@ -116,7 +121,7 @@ BUGS = [
     Bug(
         "a block's sum at another's place",
         "team.cuh",
-        "all + cluster_rank() * SUMS + s",
+        "all + team_.rank() * SUMS + s",
         "all + threadIdx.x * SUMS + s",
         in_a_cluster,
     ),
@@ -124,7 +129,7 @@ BUGS = [
         "a block's sum for itself alone",
         "team.cuh",
         "SUMS + s, threadIdx.x, sums[s])",
-        "SUMS + s, cluster_rank(), sums[s])",
+        "SUMS + s, team_.rank(), sums[s])",
         in_a_cluster,
     ),
     Bug(
@@ -172,18 +177,46 @@ BUGS = [
         several_teams,
     ),
     Bug(
+        "a block's sums are read before they are there",
+        "row_sums.cuh",
+        "        if (shared) cluster_sync();\n        for",
+        "        for",
+        gathered,
+    ),
+    Bug(
+        "a block ends while its sums are read",
+        "row_sums.cuh",
+        "        if (shared) cluster_sync();  // a block whose memory is read must not end\n",
+        "",
+        gathered,
+    ),
+    Bug(
+        "the last block's sums are left out",
+        "row_sums.cuh",
+        "block < blocks; ++block",
+        "block + 1 < blocks; ++block",
+        gathered,
+    ),
+    Bug(
+        "a block's own sums in place of the others'",
+        "row_sums.cuh",
+        "memory_ + i * blockDim.x, block)",
+        "memory_ + i * blockDim.x, rank)",
+        gathered,
+    ),
+    Bug(
         "sums of tangents start as anything",
-        "tangents.cuh",
-        "i < tangents * VECTORS * PIECES",
-        "i < tangents * VECTORS * PIECES - 1",
+        "row_sums.cuh",
+        "i < rows * PLACES; ++i) memory_",
+        "i < rows * PLACES - 1; ++i) memory_",
         in_passes,
         TANGENT,
     ),
     Bug(
         "a pass leaves its sums at the first's place",
-        "tangents.cuh",
-        "(partials ? first_row() * tangents : 0) + first + k)",
-        "(partials ? first_row() * tangents : 0) + first / 2 + k)",
+        "row_sums.cuh",
+        "(ends.partials ? team.first_row() * n_rows : 0) + first;",
+        "(ends.partials ? team.first_row() * n_rows : 0) + first / 2;",
         in_passes,
         TANGENT,
     ),
@@ -198,10 +231,53 @@ BUGS = [
     Bug(
         "every pass sums dw",
         TANGENT,
-        "if (c.dw && all) leave_sum",
-        "if (c.dw) leave_sum",
+        "if (c.dw && all) leave_sums",
+        "if (c.dw) leave_sums",
         gradients_in_passes,
         TANGENT,
+    ),
+    # --- signs and steps ---
+    Bug(
+        "signs are read before they are there",
+        "signs.cuh",
+        "        calls_[lane] = words;\n        __syncwarp();\n",
+        "        calls_[lane] = words;\n",
+        dots,
+        PROBES,
+    ),
+    Bug(
+        "signs are overwritten while they are read",
+        "signs.cuh",
+        "        __syncwarp();  // the ones before have been read\n",
+        "",
+        dots,
+        PROBES,
+    ),
+    Bug(
+        "another word of signs",
+        "signs.cuh",
+        "(calls_ + call)[column / 32]",
+        "(calls_ + call)[column / 32 ^ 1]",
+        signs,
+        PROBES,
+    ),
+    Bug("another key", "signs.cuh", "key.high += 0xBB67AE85u;", "key.high += 0xBB67AE87u;", signs, PROBES),
+    Bug("one probe's signs for all", "signs.cuh", "probe.index += lane / CALLS;", "", preconditioned, PROBES),
+    Bug(
+        "the seed in memory is ignored",
+        "signs.cuh",
+        "if (seed_pointer) seed",
+        "if (seed_pointer && !seed) seed",
+        signs,
+        PROBES,
+    ),
+    Bug(
+        "the last state has no neighbour",
+        STEPS,
+        "t < c.steps ? here",
+        "t + 1 < c.steps ? here",
+        steps,
+        STEPS,
     ),
     # --- numbers ---
     Bug(
@@ -223,7 +299,7 @@ BUGS = [
         "rstd.cuh",
         "return step == step ? r + step : r;",
         "return step == step ? r + 0 * step : r;",
-        lambda library: check_root(library, F32, "equal"),
+        lambda library: check_rounding(library, F32, F32),
     ),
     Bug(
         "squares that float32 does not hold",
