@@ -81,4 +81,4 @@ bench-smoke: $(READY)  ## run every benchmark once, to see that it runs
 	$(BIN)/python -m pytest benchmarks/ --benchmark-disable
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(GPU_VENV) build *.egg-info .pytest_cache .ruff_cache bench.json ofa_kernels/_native.*
+	rm -rf $(VENV) $(GPU_VENV) build *.egg-info .pytest_cache .ruff_cache bench.json ofa_kernels/_native.* ofa_kernels/_cuda.*
