@@ -29,6 +29,7 @@ static Device described(int device) {
     const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
     // 8 everywhere; 16 on data centre cards, whose groups of multiprocessors are large enough
     found.cluster = !attribute(cudaDevAttrClusterLaunch, device) ? 1 : major == 9 || major == 10 ? 16 : 8;
+    found.early = major >= 9;
     return found;
 }
 

@@ -44,9 +44,17 @@ __device__ __forceinline__ unsigned cluster_rank() {
 
 __device__ __forceinline__ void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
+    __syncwarp();  // a warp arrives as one
     asm volatile(
         "barrier.cluster.arrive.release.aligned;\n\t"
         "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Wait for the kernels before this one in the stream, where it may begin before they end.
+__device__ __forceinline__ void wait_for_previous_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
@@ -117,6 +125,7 @@ inline char* shared_memory() { return emulation::own_block().shared; }
 inline unsigned cluster_size() { return emulation::running->cluster; }
 inline unsigned cluster_rank() { return emulation::self().rank; }
 inline void cluster_sync() { emulation::wait(emulation::running->cluster_barrier); }
+inline void wait_for_previous_kernels() {}
 inline void store_to_block(double* place, unsigned rank, double value) {
     std::memcpy(emulation::shared_of(place, rank), &value, sizeof value);
 }

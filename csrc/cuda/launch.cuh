@@ -14,6 +14,7 @@ struct Device {
     int threads;  // that a block may have, MAX_THREADS at most
     int cluster;  // blocks that a cluster may have, 1 where there are none
     std::size_t shared_block, shared_multiprocessor;  // bytes
+    bool early;  // whether a kernel may begin before the one in front of it has ended
 };
 
 // The device of this number, or null: then CUDA's error is kept.
@@ -29,6 +30,7 @@ constexpr int ROWS_OF_ONE_TEAM = 8;      // up to which a second launch, to add 
 struct Plan {
     unsigned threads = 0, cluster = 1, teams = 1, passes = 1;
     std::size_t shared = 0;
+    bool begins_early = false;  // before the kernels in front of it have ended, for which it waits itself
 
     bool possible() const { return threads > 0; }
 };
@@ -51,6 +53,11 @@ inline void plan_teams(const Device& device, Plan& plan, int resident, int64_t m
     const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(resident / plan.threads, by_shared));
     const int64_t teams = blocks * device.multiprocessors / (plan.cluster * plan.passes);
     plan.teams = static_cast<unsigned>(std::max<int64_t>(1, std::min(teams, most)));
+}
+
+// How many tangents each pass of a plan has; the last may have fewer.
+__host__ __device__ inline int tangents_of_pass(int64_t tangents, unsigned passes) {
+    return static_cast<int>((tangents + passes - 1) / passes);
 }
 
 // The teams that share rows of which each leaves its own sum.
@@ -79,17 +86,22 @@ inline int launch(void (*kernel)(Parameters...), const Plan& plan, const ofa_cud
         allowed_shared = device->shared_block;
         allowed_device = where.device;
     }
-    cudaLaunchAttribute cluster;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = plan.cluster;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchAttribute attributes[1];
+    unsigned n_attributes = 0;
+    if (plan.cluster > 1) {
+        attributes[n_attributes].id = cudaLaunchAttributeClusterDimension;
+        attributes[n_attributes++].val.clusterDim = {plan.cluster, 1, 1};
+    } else if (plan.begins_early) {
+        attributes[n_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[n_attributes++].val.programmaticStreamSerializationAllowed = 1;
+    }
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(plan.teams * plan.cluster, plan.passes);
     config.blockDim = dim3(plan.threads);
     config.dynamicSmemBytes = plan.shared;
     config.stream = static_cast<cudaStream_t>(where.stream);
-    config.attrs = &cluster;
-    config.numAttrs = plan.cluster > 1;
+    config.attrs = attributes;
+    config.numAttrs = n_attributes;
     return keep_error(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 

@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
     const int lane = threadIdx.x % SUM_COLUMNS, share = threadIdx.x / SUM_COLUMNS;
     const int n_shares = blockDim.x / SUM_COLUMNS;
     const int64_t column = int64_t(blockIdx.x) * SUM_COLUMNS + lane;
+    wait_for_previous_kernels();
     A sum = 0;
     if (column < columns) {
 #pragma unroll 4
@@ -40,6 +41,7 @@ inline int finish_sums(const Device& device, const A* partials, void* out, int64
     plan.threads = device.threads;
     plan.teams = static_cast<unsigned>((columns + SUM_COLUMNS - 1) / SUM_COLUMNS);
     plan.shared = plan.threads * sizeof(double);
+    plan.begins_early = device.early;
     return launch(add_up_teams<A>, plan, where, partials, out, dtype, teams, columns);
 }
 

@@ -76,7 +76,7 @@ class Ring {
     __device__ Ring(void* memory, int operands)
         : memory_(static_cast<uint4*>(memory) + threadIdx.x), operands_(operands) {}
 
-    static std::size_t bytes(unsigned threads, int operands) {
+    __host__ __device__ static std::size_t bytes(unsigned threads, int operands) {
         return std::size_t(STAGES) * operands * VECTORS * threads * sizeof(uint4);
     }
 

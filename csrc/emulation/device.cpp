@@ -3,7 +3,7 @@
 
 namespace ofa {
 
-static Device emulated = {4, 64, 16, 227 * 1024, 228 * 1024};
+static Device emulated = {4, 64, 16, 227 * 1024, 228 * 1024, false};
 static thread_local std::string last_error = "none";
 
 int keep_error(int) { return OFA_OK; }
@@ -27,6 +27,6 @@ extern "C" OFA_EXPORT const char* ofa_cuda_architectures(void) { return "emulate
 // The device's size, and the seed of the order in which warps run.
 extern "C" OFA_EXPORT void ofa_emulation_configure(int64_t multiprocessors, int64_t threads, int64_t cluster,
                                                    int64_t shared, int64_t seed) {
-    ofa::emulated = {int(multiprocessors), int(threads), int(cluster), std::size_t(shared), std::size_t(shared) + 1024};
+    ofa::emulated = {int(multiprocessors), int(threads), int(cluster), std::size_t(shared), std::size_t(shared) + 1024, false};
     emulation::seed = uint32_t(seed);
 }
