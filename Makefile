@@ -10,7 +10,7 @@ GPU_READY := $(GPU_VENV)/.ready
 # the oldest Triton that pyproject.toml allows; constraints.txt has the newest
 OLDEST_TRITON := build/triton-3.6.0
 
-.PHONY: help demo test optional site lint aot sanitize bench bench-smoke copies roofline gpu gpu-rehearse gpu-cache clean
+.PHONY: help demo test optional site lint aot cuda sanitize bench bench-smoke copies roofline gpu gpu-rehearse gpu-cache clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -48,6 +48,9 @@ $(OLDEST_TRITON): | $(READY)
 aot: $(READY) $(OLDEST_TRITON)  ## compile every Triton kernel for three architectures: no spills, 128-bit loads
 	$(BIN)/python -m tools.aot --write tools/aot.md
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tools.aot --write tools/aot-3.6.0.md
+
+cuda: $(READY)  ## compile every CUDA kernel for three architectures, where nvcc is: no spills, what it claims
+	$(BIN)/python -m tools.cuda --write tools/cuda.md
 
 sanitize: $(READY)  ## run the C++ kernels, fuzzed and from Python, under the address and UB sanitizers
 	$(BIN)/python -m tools.sanitize
