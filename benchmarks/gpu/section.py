@@ -40,6 +40,7 @@ SECTIONS = (
     Section("environment", "versions, compiled-ahead kernels, rate of a copy", 20, 40),
     Section("parity", "the kernels' tests on this card", 75, 110),
     Section("headline", "seven shapes, four operators, against the others", 75, 100),
+    Section("cuda", "the CUDA C++ kernels beside Triton's", 60, 80),
     Section("step", "an OFA step of an 8B-shaped Llama", 90, 120),
     Section("sweep", "launch choices", 100, 120),
     Section("host", "what a call costs the host", 30, 50),

@@ -47,10 +47,22 @@ inline Plan plan_row(const Device& device, int64_t columns, int vectors) {
     return plan;
 }
 
-// As many teams as run at once, `resident` threads on a multiprocessor, and no more than `most`.
-inline void plan_teams(const Device& device, Plan& plan, int resident, int64_t most) {
+// Threads of a block that goes through rows of any length part by part, `vectors` vectors of T a thread.
+template <class T>
+inline Plan plan_parts(const Device& device, int64_t columns, int vectors) {
+    if (columns > INT32_MAX / 2) return Plan();  // a part may end past a row's end
+    return plan_row<T>(device, std::min<int64_t>(columns, int64_t(device.threads) * vectors * LANES<T>), vectors);
+}
+
+// As many teams as run at once, and no more than `most`. None, if a block has not as much shared memory as it needs.
+inline void plan_teams(const Device& device, Plan& plan, int64_t most) {
+    if (plan.shared > device.shared_block) {
+        plan = Plan();
+        return;
+    }
+    // registers let MAX_THREADS threads run on a multiprocessor
     const std::size_t by_shared = device.shared_multiprocessor / (plan.shared + BLOCK_SHARED);
-    const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(resident / plan.threads, by_shared));
+    const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(MAX_THREADS / plan.threads, by_shared));
     const int64_t teams = blocks * device.multiprocessors / (plan.cluster * plan.passes);
     plan.teams = static_cast<unsigned>(std::max<int64_t>(1, std::min(teams, most)));
 }

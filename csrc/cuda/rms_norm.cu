@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(MAX_THREADS) forward(ofa_norm_forward c) {
     const int n = static_cast<int>(c.columns), operands = c.residual ? 2 : 1;
     const Columns<T, V> columns(c.columns);
     TeamSum<1> team_sum(shared_memory());
-    Ring<T, V> ring(shared_memory() + TeamSum<1>::bytes(cluster_size()), operands);
+    Ring<T, V> ring(shared_memory() + TeamSum<1>::bytes(), operands);
     const T* x = static_cast<const T*>(c.x);
     const T* residual = static_cast<const T*>(c.residual);
 
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(MAX_THREADS) forward(ofa_norm_forward c) {
         fetch(row + (STAGES - 1) * n_teams());
         ring.wait();
         A values[V][L];
-        SumOfSquares<A> squares;
+        SumOfSquares<T> squares;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             ring.read(0, v, values[v]);
@@ -50,8 +50,7 @@ __global__ void __launch_bounds__(MAX_THREADS) forward(ofa_norm_forward c) {
                 for (int j = 0; j < L; ++j) values[v][j] = rounded<T>(values[v][j] + more[j]);
                 write(static_cast<T*>(c.s) + row * n, columns(v), n, values[v]);
             }
-#pragma unroll
-            for (int j = 0; j < L; ++j) squares.add(values[v][j]);
+            squares.add(values[v]);
         }
         double total[1] = {squares.value()};
         team_sum(total);
@@ -77,7 +76,7 @@ __global__ void __launch_bounds__(MAX_THREADS) backward(ofa_norm_backward c, Acc
     const int n = static_cast<int>(c.columns), operands = c.ds ? 3 : 2;
     const Columns<T, V> columns(c.columns);
     TeamSum<2> team_sum(shared_memory());
-    Ring<T, V> ring(shared_memory() + TeamSum<2>::bytes(cluster_size()), operands);
+    Ring<T, V> ring(shared_memory() + TeamSum<2>::bytes(), operands);
     const T* x = static_cast<const T*>(c.x);
     const T* dy = static_cast<const T*>(c.dy);
     const T* ds = static_cast<const T*>(c.ds);
@@ -99,17 +98,15 @@ __global__ void __launch_bounds__(MAX_THREADS) backward(ofa_norm_backward c, Acc
         fetch(row + (STAGES - 1) * n_teams());
         ring.wait();
         A values[V][L], up[V][L];
-        SumOfSquares<A> squares;
+        SumOfSquares<T> squares;
         A gx = 0;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             ring.read(0, v, values[v]);
             ring.read(1, v, up[v]);
+            if (!c.rstd) squares.add(values[v]);
 #pragma unroll
-            for (int j = 0; j < L; ++j) {
-                if (!c.rstd) squares.add(values[v][j]);
-                gx += w[v][j] * up[v][j] * values[v][j];
-            }
+            for (int j = 0; j < L; ++j) gx += w[v][j] * up[v][j] * values[v][j];
         }
         double total[2] = {squares.value(), gx};
         team_sum(total);
@@ -137,8 +134,8 @@ struct NormForward {
         constexpr int V = FORWARD_VECTORS<T>;
         Plan plan = plan_row<T>(device, c.columns, V);
         if (!plan.possible()) return plan;
-        plan.shared = TeamSum<1>::bytes(plan.cluster) + Ring<T, V>::bytes(plan.threads, c.residual ? 2 : 1);
-        plan_teams(device, plan, 2 * MAX_THREADS, c.rows);
+        plan.shared = TeamSum<1>::bytes() + Ring<T, V>::bytes(plan.threads, c.residual ? 2 : 1);
+        plan_teams(device, plan, c.rows);
         return plan;
     }
     static int64_t workspace(const Plan&, const ofa_norm_forward&) { return 0; }
@@ -153,8 +150,8 @@ struct NormBackward {
         constexpr int V = BACKWARD_VECTORS<T>;
         Plan plan = plan_row<T>(device, c.columns, V);
         if (!plan.possible()) return plan;
-        plan.shared = TeamSum<2>::bytes(plan.cluster) + Ring<T, V>::bytes(plan.threads, c.ds ? 3 : 2);
-        plan_teams(device, plan, MAX_THREADS, c.dw ? teams_with_sums(c.rows) : c.rows);
+        plan.shared = TeamSum<2>::bytes() + Ring<T, V>::bytes(plan.threads, c.ds ? 3 : 2);
+        plan_teams(device, plan, c.dw ? teams_with_sums(c.rows) : c.rows);
         return plan;
     }
     static int64_t workspace(const Plan& plan, const ofa_norm_backward& c) {

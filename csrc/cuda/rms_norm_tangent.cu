@@ -1,11 +1,11 @@
-// RMSNorm's derivatives along K tangents. Notation as in rms_norm.cu, and m = mean(x_hat x_dot),
-// x_hat' = r (x_dot - x_hat m), g' = w dy' + w' dy, c' = mean(g' x_hat + g x_hat').
+// RMSNorm's derivatives along K tangents. Notation as in rms_norm.cu, and d = r x_dot, m = mean(x_hat d),
+// x_hat' = d - x_hat m, g' = w dy' + w' dy, c' = mean(g' x_hat + g x_hat') = mean(g' x_hat + g d) - m c.
 #include "entry.cuh"
 #include "tangents.cuh"
 
 namespace ofa {
 
-// y' = w r (x_dot - x_hat m) + w' x_hat
+// y' = w x_hat' + w' x_hat
 // Without the 1, blocks that a multiprocessor must hold, ptxas makes do with 64 registers on sm_100 and spills.
 template <class T>
 __global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
     const int n = static_cast<int>(c.columns);
     const Columns<T, V> columns(c.columns);
     TeamSum<1> team_sum(shared_memory());
-    Ring<T, V> ring(shared_memory() + TeamSum<1>::bytes(cluster_size()), 1);
+    Ring<T, V> ring(shared_memory() + TeamSum<1>::bytes(), 1);
     const T* x_dot = static_cast<const T*>(c.x_dot);
 
     const int tangents = static_cast<int>(c.tangents);
@@ -38,12 +38,11 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
         fetch();
         ring.wait();
         A x_hat[V][L];
-        SumOfSquares<A> squares;
+        SumOfSquares<T> squares;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             ring.read(0, v, x_hat[v]);
-#pragma unroll
-            for (int j = 0; j < L; ++j) squares.add(x_hat[v][j]);
+            squares.add(x_hat[v]);
         }
         double total[1] = {squares.value()};
         team_sum(total);
@@ -56,15 +55,18 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
         for (int k = 0; k < tangents; ++k, ring.advance()) {
             fetch();
             ring.wait();
-            A direction[V][L] = {}, change[V][L] = {};
+            A d[V][L] = {}, change[V][L] = {};
             A along = 0;
 #pragma unroll
             for (int v = 0; v < V; ++v) {
                 if (c.weight_dot) read_weight(c.weight_dot, c.weight_dtype, k, columns(v), n, 0, change[v]);
                 if (!x_dot) continue;
-                ring.read(0, v, direction[v]);
+                ring.read(0, v, d[v]);
 #pragma unroll
-                for (int j = 0; j < L; ++j) along += x_hat[v][j] * direction[v][j];
+                for (int j = 0; j < L; ++j) {
+                    d[v][j] *= r;
+                    along += x_hat[v][j] * d[v][j];
+                }
             }
             A m = 0;
             if (x_dot) {
@@ -77,14 +79,15 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
                 A y_dot[L];
 #pragma unroll
                 for (int j = 0; j < L; ++j)
-                    y_dot[j] = w[v][j] * (r * (direction[v][j] - x_hat[v][j] * m)) + change[v][j] * x_hat[v][j];
-                write(static_cast<T*>(c.y_dot) + (int64_t(k) * c.rows + row) * n, columns(v), n, y_dot);
+                    y_dot[j] = w[v][j] * (d[v][j] - x_hat[v][j] * m) + change[v][j] * x_hat[v][j];
+                write(static_cast<T*>(c.y_dot) + (k * c.rows + row) * n, columns(v), n, y_dot);
             }
         }
     }
 }
 
-// The tangent of the backward; a block's second index is its pass over the tangents.
+// The tangent of the backward: dx' = r (g' - c d - m g + (2 m c - c') x_hat), dw' = sum over rows of dy' x_hat + dy x_hat'.
+// A block's second index is its pass over the tangents.
 template <class T>
 __global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backward_tangent c, Acc<T>* partials) {
     constexpr int V = TANGENT_VECTORS<T>, L = LANES<T>;
@@ -96,7 +99,7 @@ __global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backwar
     const Columns<T, V> columns(c.columns);
     char* memory = shared_memory();
     TeamSum<2> team_sum(memory);
-    memory += TeamSum<2>::bytes(cluster_size());
+    memory += TeamSum<2>::bytes();
     Ring<T, V> ring(memory, 2);
     TangentSums<T, V> dw_dot(memory + Ring<T, V>::bytes(blockDim.x, 2), c.dw_dot ? end - begin : 0);
     const T* x_dot = static_cast<const T*>(c.x_dot);
@@ -126,17 +129,15 @@ __global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backwar
         fetch();
         ring.wait();
         A x_hat[V][L], up[V][L];
-        SumOfSquares<A> squares;
+        SumOfSquares<T> squares;
         A gx = 0;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             ring.read(0, v, x_hat[v]);
             ring.read(1, v, up[v]);
+            squares.add(x_hat[v]);
 #pragma unroll
-            for (int j = 0; j < L; ++j) {
-                squares.add(x_hat[v][j]);
-                gx += w[v][j] * up[v][j] * x_hat[v][j];
-            }
+            for (int j = 0; j < L; ++j) gx += w[v][j] * up[v][j] * x_hat[v][j];
         }
         double totals[2] = {squares.value(), gx};
         team_sum(totals);
@@ -151,43 +152,44 @@ __global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backwar
             fetch();
             ring.wait();
             A change[V][L] = {};
-            A along = 0, terms = 0;  // sums of x_hat x_dot, and of g' x_hat + g r x_dot
+            A along = 0, terms = 0;  // sums of x_hat d, and of g' x_hat + g d
 #pragma unroll
             for (int v = 0; v < V; ++v) {
-                A direction[L] = {}, up_change[L] = {};
+                A d[L] = {}, up_change[L] = {};
                 if (c.weight_dot) read_weight(c.weight_dot, c.weight_dtype, k, columns(v), n, 0, change[v]);
-                if (x_dot) ring.read(0, v, direction);
+                if (x_dot) ring.read(0, v, d);
                 if (dy_dot) ring.read(1, v, up_change);
 #pragma unroll
                 for (int j = 0; j < L; ++j) {
-                    along += x_hat[v][j] * direction[j];
-                    terms += (w[v][j] * up_change[j] + change[v][j] * up[v][j]) * x_hat[v][j] +
-                             w[v][j] * up[v][j] * (r * direction[j]);
+                    d[j] *= r;
+                    along += x_hat[v][j] * d[j];
+                    terms += (w[v][j] * up_change[j] + change[v][j] * up[v][j]) * x_hat[v][j];
+                    terms += w[v][j] * up[v][j] * d[j];
                 }
             }
             totals[0] = along;
             totals[1] = terms;
             team_sum(totals);
-            const double m = totals[0] / n, r_m = r * m;
-            const A mean_dot = static_cast<A>(totals[1] / n - r_m * mean);  // c'
-            const A c_now = static_cast<A>(mean), m_now = static_cast<A>(m), r_m_now = static_cast<A>(r_m);
+            const double wide_m = totals[0] / n, mean_dot = totals[1] / n - wide_m * mean;  // c'
+            const A m = static_cast<A>(wide_m), of_d = static_cast<A>(mean);
+            const A of_x_hat = static_cast<A>(2 * wide_m * mean - mean_dot);
 #pragma unroll
             for (int v = 0; v < V; ++v) {
                 // read again rather than kept: registers are short
-                A direction[L] = {}, up_change[L] = {}, row_dot[L];
-                if (x_dot) ring.read(0, v, direction);
+                A d[L] = {}, up_change[L] = {}, row_dot[L];
+                if (x_dot) ring.read(0, v, d);
                 if (dy_dot) ring.read(1, v, up_change);
 #pragma unroll
                 for (int j = 0; j < L; ++j) {
-                    direction[j] = r * (direction[j] - x_hat[v][j] * m_now);  // x_hat'
+                    d[j] *= r;
                     const A g_dot = w[v][j] * up_change[j] + change[v][j] * up[v][j];
-                    row_dot[j] = r * (g_dot - direction[j] * c_now - x_hat[v][j] * mean_dot -
-                                      r_m_now * (w[v][j] * up[v][j] - x_hat[v][j] * c_now));
+                    row_dot[j] = r * (g_dot - of_d * d[j] - m * (w[v][j] * up[v][j]) + of_x_hat * x_hat[v][j]);
                 }
                 write(static_cast<T*>(c.dx_dot) + (k * c.rows + row) * n, columns(v), n, row_dot);
                 if (!c.dw_dot) continue;
 #pragma unroll
-                for (int j = 0; j < L; ++j) row_dot[j] = up_change[j] * x_hat[v][j] + up[v][j] * direction[j];
+                for (int j = 0; j < L; ++j)
+                    row_dot[j] = up_change[j] * x_hat[v][j] + up[v][j] * (d[j] - x_hat[v][j] * m);
                 dw_dot.add(k - begin, v, row_dot);
             }
         }
@@ -212,7 +214,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
     const Columns<T, V> columns(c.columns);
     char* memory = shared_memory();
     TeamSum<3> team_sum(memory);
-    memory += TeamSum<3>::bytes(cluster_size());
+    memory += TeamSum<3>::bytes();
     Ring<T, V> ring(memory, 2);
     TangentSums<T, V> dw_dot(memory + Ring<T, V>::bytes(blockDim.x, 2),
                              c.dw_dot ? own_end - begin : 0);
@@ -241,12 +243,11 @@ __global__ void __launch_bounds__(MAX_THREADS)
         fetch();
         ring.wait();
         A x_hat[V][L], dx[V][L] = {};
-        SumOfSquares<A> squares;
+        SumOfSquares<T> squares;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             ring.read(0, v, x_hat[v]);
-#pragma unroll
-            for (int j = 0; j < L; ++j) squares.add(x_hat[v][j]);
+            squares.add(x_hat[v]);
         }
         double totals[3] = {squares.value(), 0, 0};
         team_sum(totals);
@@ -260,20 +261,21 @@ __global__ void __launch_bounds__(MAX_THREADS)
             fetch();
             ring.wait();
             A up[V][L], change[V][L] = {};
-            A gx = 0, along = 0, terms = 0;  // sums of g x_hat, of x_hat x_dot, and of w' dy x_hat + g r x_dot
+            A gx = 0, along = 0, terms = 0;  // sums of g x_hat, of x_hat d, and of w' dy x_hat + g d
 #pragma unroll
             for (int v = 0; v < V; ++v) {
-                A direction[L] = {};
+                A d[L] = {};
                 ring.read(0, v, up[v]);
                 if (!all) continue;
                 if (c.weight_dot) read_weight(c.weight_dot, c.weight_dtype, k, columns(v), n, 0, change[v]);
-                if (x_dot) ring.read(1, v, direction);
+                if (x_dot) ring.read(1, v, d);
 #pragma unroll
                 for (int j = 0; j < L; ++j) {
+                    d[j] *= r;
                     const A g = w[v][j] * up[v][j];
                     gx += g * x_hat[v][j];
-                    along += x_hat[v][j] * direction[j];
-                    terms += change[v][j] * up[v][j] * x_hat[v][j] + g * (r * direction[j]);
+                    along += x_hat[v][j] * d[j];
+                    terms += change[v][j] * up[v][j] * x_hat[v][j] + g * d[j];
                 }
             }
             if (all) {
@@ -281,21 +283,20 @@ __global__ void __launch_bounds__(MAX_THREADS)
                 totals[1] = along;
                 totals[2] = terms;
                 team_sum(totals);
-                const double mean = totals[0] / n, m = totals[1] / n, r_m = r * m;
-                const A mean_dot = static_cast<A>(totals[2] / n - r_m * mean);
-                const A c_now = static_cast<A>(mean), m_now = static_cast<A>(m), r_m_now = static_cast<A>(r_m);
+                const double mean = totals[0] / n, wide_m = totals[1] / n, mean_dot = totals[2] / n - wide_m * mean;
+                const A m = static_cast<A>(wide_m), of_d = static_cast<A>(mean);
+                const A of_x_hat = static_cast<A>(2 * wide_m * mean - mean_dot);
 #pragma unroll
                 for (int v = 0; v < V; ++v) {
-                    A direction[L] = {}, dx_dot[L];
-                    if (x_dot) ring.read(1, v, direction);
+                    A d[L] = {}, dx_dot[L];
+                    if (x_dot) ring.read(1, v, d);
 #pragma unroll
                     for (int j = 0; j < L; ++j) {
-                        const A x_hat_dot = r * (direction[j] - x_hat[v][j] * m_now);
-                        const A left = w[v][j] * up[v][j] - x_hat[v][j] * c_now;
-                        dx[v][j] += r * (change[v][j] * up[v][j] - x_hat_dot * c_now - x_hat[v][j] * mean_dot -
-                                         r_m_now * left);
-                        dx_dot[j] = r * left;
-                        dw[v][j] += up[v][j] * x_hat_dot;
+                        d[j] *= r;
+                        const A g = w[v][j] * up[v][j];
+                        dx[v][j] += r * (change[v][j] * up[v][j] - of_d * d[j] - m * g + of_x_hat * x_hat[v][j]);
+                        dx_dot[j] = r * (g - x_hat[v][j] * of_d);
+                        dw[v][j] += up[v][j] * (d[j] - x_hat[v][j] * m);
                     }
                     write(static_cast<T*>(c.dx_dot) + (k * c.rows + row) * n, columns(v), n, dx_dot);
                 }

@@ -88,6 +88,13 @@ __device__ __forceinline__ uint4 gathered(const T* from, int count) {
     return pack<T>(values);
 }
 
+// The vector of a row's columns from `column` on, with zeros past the end.
+template <class T>
+__device__ __forceinline__ uint4 vector_at(const T* row, int column, int columns) {
+    const T* from = row + column;
+    return column + LANES<T> <= columns && is_aligned(from) ? load_vector(from) : gathered(from, columns - column);
+}
+
 // Write the values that lie in the row, whole where it may be done.
 template <class T, class A>
 __device__ __forceinline__ void write(T* row, int column, int columns, const A (&values)[LANES<T>]) {
@@ -102,11 +109,12 @@ __device__ __forceinline__ void write(T* row, int column, int columns, const A (
 }
 
 // Which columns a thread has: VECTORS vectors of its block's part of a row, as many columns apart as the block has.
+// Where a team goes through a row part by part, `begin` is the part's first column.
 template <class T, int VECTORS>
 class Columns {
   public:
-    __device__ explicit Columns(int64_t columns)
-        : first_(static_cast<int>((cluster_rank() * VECTORS * blockDim.x + threadIdx.x) * LANES<T>)),
+    __device__ explicit Columns(int64_t columns, int begin = 0)
+        : first_(begin + static_cast<int>((cluster_rank() * VECTORS * blockDim.x + threadIdx.x) * LANES<T>)),
           columns_(static_cast<int>(columns)) {}
 
     // The first column of a vector; it may lie past the end.

@@ -5,15 +5,22 @@
 
 namespace ofa {
 
-// The sum of squares; in float32 with the rounding errors beside it (Ogita, Rump & Oishi 2005, Dot2), which is as good
-// as a sum in float64 and needs no card that is fast at those.
-template <class A>
-struct SumOfSquares {
+// The sum of squares, as good as one in float64 and without a float64 for each value, at which many cards are slow.
+template <class T>
+struct SumOfSquares;
+
+template <>
+struct SumOfSquares<double> {
     double sum = 0;
     __device__ void add(double v) { sum += v * v; }
+    __device__ void add(const double (&values)[LANES<double>]) {
+#pragma unroll
+        for (int j = 0; j < LANES<double>; ++j) add(values[j]);
+    }
     __device__ double value() const { return sum; }
 };
 
+// With the rounding errors beside it (Ogita, Rump & Oishi 2005, Dot2).
 template <>
 struct SumOfSquares<float> {
     float sum = 0, error = 0;
@@ -24,7 +31,24 @@ struct SumOfSquares<float> {
         const float gained = added(sum, -before);
         error = added(error, added(added(before, -added(sum, -gained)), added(added(square, -gained), missing)));
     }
-    __device__ double value() const { return double(sum) + double(error); }
+    __device__ void add(const float (&values)[LANES<float>]) {
+#pragma unroll
+        for (int j = 0; j < LANES<float>; ++j) add(values[j]);
+    }
+    __device__ double value() const { return static_cast<double>(sum) + static_cast<double>(error); }
+};
+
+// The squares of 16-bit numbers are exact in float32, so a sum of two is rounded once: by 2^-24 of it at most, of which
+// a quarter of an ULP to half of one reaches r.
+template <class T>
+struct SumOfSquares {
+    double sum = 0;
+    __device__ void add(const float (&values)[LANES<T>]) {
+#pragma unroll
+        for (int j = 0; j < LANES<T>; j += 2)
+            sum += static_cast<double>(multiplied_added(values[j], values[j], values[j + 1] * values[j + 1]));
+    }
+    __device__ double value() const { return sum; }
 };
 
 // r from the sum of squares and columns * eps: the float32 nearest to it, but for the sum's error.
@@ -45,13 +69,18 @@ __device__ __forceinline__ A reciprocal_root(double total, int columns) {
     }
 }
 
+// Whether float32 had room for the squares that were added up to `total`.
+__device__ __forceinline__ bool squares_fit(double total, int columns) {
+    return total >= columns * 0x1p-100 && total <= 0x1p1000;
+}
+
 // r of a row from its squares' sum over the team, `squares`; `values` are this thread's. Squares that float32 did not
 // hold are added up again in float64: everybody sees the same total, so the whole team does.
 template <int VECTORS, int COUNT, int SUMS, class A>
 __device__ __forceinline__ A rstd_of(double squares, const A (&values)[VECTORS][COUNT], int columns, double eps,
                                      TeamSum<SUMS>& team_sum) {
     double total = squares + columns * eps;
-    if (std::is_same_v<A, float> && !(total >= columns * 0x1p-100 && total <= 0x1p1000)) {
+    if (std::is_same_v<A, float> && !squares_fit(total, columns)) {
         double again[SUMS] = {};
 #pragma unroll
         for (int v = 0; v < VECTORS; ++v)

@@ -87,13 +87,13 @@ inline Plan plan_tangents(const Device& device, int64_t rows, int64_t columns, i
                           bool any_sums) {
     Plan plan = plan_row<T>(device, columns, VECTORS);
     if (!plan.possible()) return plan;
-    const std::size_t fixed = TeamSum<SUMS>::bytes(plan.cluster) + Ring<T, VECTORS>::bytes(plan.threads, operands);
+    const std::size_t fixed = TeamSum<SUMS>::bytes() + Ring<T, VECTORS>::bytes(plan.threads, operands);
     const std::size_t of_tangent = sums ? TangentSums<T, VECTORS>::bytes(plan.threads) : 0;
     if (fixed + of_tangent > device.shared_block) return Plan();
     const int64_t most = of_tangent ? (device.shared_block - fixed) / of_tangent : std::max<int64_t>(tangents, 1);
     plan.passes = static_cast<unsigned>(std::max<int64_t>(1, (tangents + most - 1) / most));
     plan.shared = fixed + of_tangent * tangents_of_pass(tangents, plan.passes);
-    plan_teams(device, plan, MAX_THREADS, any_sums ? teams_with_sums(rows) : rows);
+    plan_teams(device, plan, any_sums ? teams_with_sums(rows) : rows);
     return plan;
 }
 

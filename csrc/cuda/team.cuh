@@ -20,48 +20,54 @@ class TeamSum {
   public:
     // `memory` in shared memory, `bytes` long.
     __device__ explicit TeamSum(void* memory)
-        : of_warps_(static_cast<double*>(memory)), of_blocks_(of_warps_ + 2 * (MAX_THREADS / WARP) * SUMS) {
+        : of_warps_(static_cast<double*>(memory)), of_blocks_(of_warps_ + 2 * PARTS * SUMS) {
         if (cluster_size() > 1) cluster_sync();  // a block may be written to from here on: it must have begun
     }
 
-    __host__ __device__ static constexpr std::size_t bytes(unsigned cluster) {
-        return 2 * (MAX_THREADS / WARP + cluster) * SUMS * sizeof(double);
-    }
+    __host__ __device__ static constexpr std::size_t bytes() { return 4 * PARTS * SUMS * sizeof(double); }
 
     // Every thread of the team calls it. The two halves of the memory take turns: whoever writes to one again has
     // passed a barrier that everybody reaches after reading it.
     __device__ void operator()(double (&sums)[SUMS]) {
-        const unsigned warps = blockDim.x / WARP, warp = threadIdx.x / WARP, blocks = cluster_size();
-#pragma unroll
-        for (int s = 0; s < SUMS; ++s)
-#pragma unroll
-            for (int distance = WARP / 2; distance; distance /= 2)
-                sums[s] += __shfl_xor_sync(~0u, sums[s], distance);
-        double* own = of_warps_ + half_ * (MAX_THREADS / WARP) * SUMS;
+        const unsigned blocks = cluster_size();
+        add_up<WARP>(sums);
+        double* own = of_warps_ + half_ * PARTS * SUMS;
         if (threadIdx.x % WARP == 0)
 #pragma unroll
-            for (int s = 0; s < SUMS; ++s) own[warp * SUMS + s] = sums[s];
+            for (int s = 0; s < SUMS; ++s) own[threadIdx.x / WARP * SUMS + s] = sums[s];
         __syncthreads();
-        add_up(own, warps, sums);
+        read(own, blockDim.x / WARP, sums);
         if (blocks > 1) {
-            double* all = of_blocks_ + half_ * blocks * SUMS;
+            double* all = of_blocks_ + half_ * PARTS * SUMS;
             if (threadIdx.x < blocks)
 #pragma unroll
                 for (int s = 0; s < SUMS; ++s)
                     store_to_block(all + cluster_rank() * SUMS + s, threadIdx.x, sums[s]);
             cluster_sync();
-            add_up(all, blocks, sums);
+            read(all, blocks, sums);
         }
         half_ ^= 1;
     }
 
   private:
-    __device__ static void add_up(const double* parts, unsigned count, double (&sums)[SUMS]) {
+    static constexpr int PARTS = 16;  // warps of a block and blocks of a cluster, at most
+    static_assert(MAX_THREADS / WARP <= PARTS);
+
+    // The sum over WIDTH lanes that follow each other, in each of them.
+    template <int WIDTH>
+    __device__ static void add_up(double (&sums)[SUMS]) {
 #pragma unroll
-        for (int s = 0; s < SUMS; ++s) sums[s] = 0;
-        for (unsigned i = 0; i < count; ++i)
+        for (int s = 0; s < SUMS; ++s)
 #pragma unroll
-            for (int s = 0; s < SUMS; ++s) sums[s] += parts[i * SUMS + s];
+            for (int distance = WIDTH / 2; distance; distance /= 2)
+                sums[s] += __shfl_xor_sync(~0u, sums[s], distance);
+    }
+    // The sum of `count` parts: a lane reads one.
+    __device__ static void read(const double* parts, unsigned count, double (&sums)[SUMS]) {
+        const unsigned part = threadIdx.x % PARTS;
+#pragma unroll
+        for (int s = 0; s < SUMS; ++s) sums[s] = part < count ? parts[part * SUMS + s] : 0;
+        add_up<PARTS>(sums);
     }
 
     double *of_warps_, *of_blocks_;

@@ -245,6 +245,7 @@ inline void check_aligned(const void* place, std::size_t bytes) {
 #define blockDim (emulation::running->block)
 #define gridDim (emulation::running->grid)
 
+inline void __syncwarp() { emulation::wait(emulation::own_warp().barrier); }
 inline void __syncthreads() { emulation::wait(emulation::own_block().barrier); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
