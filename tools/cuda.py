@@ -38,15 +38,29 @@ FEATURES = {
     "cluster barriers": (r"\bUCGABAR_WAIT", 90),
     "early begin": (r"\bACQBULK", 90),  # waits itself for the kernels in front of it
 }
-ROWS = ("128-bit loads", "128-bit stores", "128-bit copies", "cluster barriers")
+LOADS, STORES, COPIES, CLUSTER, EARLY = FEATURES
+RING = (
+    LOADS,
+    STORES,
+    COPIES,
+    CLUSTER,
+)  # rows are fetched ahead and summed over a cluster; the weight is loaded
+# by the file that declares a kernel, which is part of its name here
 CLAIMS = {
-    "forward": ROWS,
-    "backward": ROWS,
-    "jvp": ROWS,
-    "backward_tangent": ROWS,
-    "jvp_backward": ROWS,
+    "rms_norm.forward": RING,
+    "rms_norm.backward": RING,
+    "rms_norm_tangent.jvp": RING,
+    "rms_norm_tangent.backward_tangent": RING,
+    "rms_norm_tangent.jvp_backward": RING,
+    "probes.rademacher": (STORES,),
+    "probes.scale": (STORES,),
+    "probes.dot": (LOADS,),
+    "probes.probes": RING,
+    "probes.backward": RING,
+    "step_lengths.lengths": (LOADS,),
+    "step_lengths.backward": (LOADS, STORES),
     # a warp reads 32 neighbouring values, a line of memory, and writes as many: no vectors are needed
-    "add_up_teams": ("early begin",),
+    "row_sums.add_up_teams": (EARLY,),
 }
 
 
@@ -71,7 +85,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel for one type of its rows, on every architecture."""
+    """One kernel, by its file and name, for one type of its rows, on every architecture."""
 
     kernel: str
     variant: str
@@ -150,11 +164,17 @@ def disassembler() -> str:
     return found
 
 
-def declared(csrc: Path) -> set[str]:
-    """The names of the kernels in the sources."""
+def declared(csrc: Path) -> dict[str, set[str]]:
+    """The names of the kernels in each source and header, by its stem."""
     files = [*csrc.glob("cuda/*.cu"), *csrc.glob("cuda/*.cuh")]
     pattern = r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("
-    return {name for file in files for name in re.findall(pattern, file.read_text(encoding="utf-8"))}
+    return {file.stem: set(re.findall(pattern, file.read_text(encoding="utf-8"))) for file in files}
+
+
+def full_name(kernel: str, source: str, names: dict[str, set[str]]) -> str:
+    """The kernel's name with the file that declares it: the source itself, or else a header."""
+    declaring = [stem for stem, kernels in names.items() if kernel in kernels]
+    return f"{source if source in declaring else next(iter(declaring), source)}.{kernel}"
 
 
 def read(objects: list[Object]) -> list[Row]:
@@ -167,18 +187,25 @@ def read(objects: list[Object]) -> list[Row]:
     tool = disassembler()
     with ThreadPoolExecutor() as pool:
         texts = list(pool.map(lambda made: run([tool, "-sass", str(made.path)]), objects))
-    uses: dict[tuple[str, str], Use] = {}
+    found: dict[tuple[str, str], dict[str, Use]] = {}
     for made, sass in zip(objects, texts, strict=True):
         counts, sizes = parse_sass(sass), parse_log(made.log.read_text(encoding="utf-8"))
         if counts.keys() != sizes.keys():
             raise ValueError(f"{made.source.name}: ptxas' log and the machine code hold different kernels")
-        for key, of in sizes.items():
-            spills = of["spill_stores"] + of["spill_loads"]
-            uses[key] = Use(of["registers"], of["stack"], spills, counts[key])
-    names = demangled(sorted({name for _, name in uses}))
-    order = sorted({architecture for architecture, _ in uses}, key=number)
-    rows = (Row(*names[mangled], {a: uses[a, mangled] for a in order}) for mangled in names)
-    return sorted(rows, key=lambda row: (row.kernel, row.variant))
+        names = demangled(sorted({name for _, name in counts}))
+        in_files = declared(made.source.parents[1])
+        for architecture, mangled in sorted(counts, key=lambda key: number(key[0])):
+            of = sizes[architecture, mangled]
+            use = Use(
+                of["registers"],
+                of["stack"],
+                of["spill_stores"] + of["spill_loads"],
+                counts[architecture, mangled],
+            )
+            kernel, variant = names[mangled]
+            of_kernel = found.setdefault((full_name(kernel, made.source.stem, in_files), variant), {})
+            of_kernel[architecture] = use
+    return [Row(*key, uses) for key, uses in sorted(found.items())]
 
 
 def header(architectures: Iterable[str]) -> list[str]:
@@ -209,8 +236,9 @@ def to_markdown(rows: list[Row], release: str) -> str:
 def judge(rows: list[Row], csrc: Path) -> list[str]:
     """All that is wrong, a line each: rows that fail, and kernels of the sources that are in no row."""
     failed = [f"{row.kernel} {row.variant}: {fault}" for row in rows for fault in row.faults()]
-    missing = declared(csrc) - {row.kernel for row in rows}
-    return failed + [f"{kernel}: declared, and not in the machine code" for kernel in sorted(missing)]
+    names = {f"{stem}.{kernel}" for stem, kernels in declared(csrc).items() for kernel in kernels}
+    missing = sorted(names - {row.kernel for row in rows})
+    return failed + [f"{name}: declared, and not in the machine code" for name in missing]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -53,8 +53,9 @@ def committed():
 
 
 def test_every_kernel_of_the_sources_is_claimed_and_in_the_committed_table():
-    declared = cuda.declared(ROOT / "csrc")
-    assert len(declared) >= 6
+    by_file = cuda.declared(ROOT / "csrc")
+    declared = {f"{stem}.{kernel}" for stem, kernels in by_file.items() for kernel in kernels}
+    assert len(declared) >= 13
     assert declared == set(CLAIMS)
     assert {row["kernel"] for row in committed()} == declared
     text = "".join(path.read_text("utf-8") for path in (ROOT / "csrc" / "cuda").glob("*.cu*"))
@@ -80,6 +81,17 @@ def test_ptxas_log_and_machine_code_are_read():
     }
     with pytest.raises(ValueError, match="nothing about registers"):
         cuda.parse_log("Compiling entry function '_Z1a' for 'sm_80'\nptxas info: nothing")
+
+
+def test_a_name_has_the_file_that_declares_it():
+    names = {"rms_norm": {"backward"}, "probes": {"backward"}, "row_sums": {"add_up_teams"}}
+    for kernel, source, full in (
+        ("backward", "probes", "probes.backward"),
+        ("backward", "rms_norm", "rms_norm.backward"),
+        ("add_up_teams", "probes", "row_sums.add_up_teams"),
+        ("unheard_of", "probes", "probes.unheard_of"),
+    ):
+        assert cuda.full_name(kernel, source, names) == full
 
 
 def test_names_are_kernels_of_ours():
@@ -132,28 +144,37 @@ def test_real_machine_code_is_judged(tmp_path):
         compiler = build_cuda.find_compiler()
     except build_cuda.NoCompilerError as error:
         pytest.skip(str(error))
-    source = tmp_path / "csrc" / "cuda" / "some.cu"
-    source.parent.mkdir(parents=True)
-    source.write_text("""
+    csrc = tmp_path / "csrc" / "cuda"
+    csrc.mkdir(parents=True)
+    (csrc / "row_sums.cuh").write_text("""
 namespace ofa {
-__global__ void add_up_teams(float* x) {
+template <class T>
+__global__ void add_up_teams(T* x) {
     asm volatile("griddepcontrol.wait;" ::: "memory");
     x[threadIdx.x] = 1;
 }
+}
+""")
+    (csrc / "rms_norm_tangent.cu").write_text("""
+#include "row_sums.cuh"
+namespace ofa {
 __global__ void __launch_bounds__(128) jvp(uint4* x, int i) {
     int own[64];
     for (int j = 0; j < 64; ++j) own[j * i & 63] = x[j].x;
     x[threadIdx.x] = {unsigned(own[i]), 0, 0, 0};
 }
 __global__ void unheard_of(float* x) { x[0] = 1; }
+void use(float* x) { add_up_teams<<<1, 1>>>(x); }
 }
 """)
     objects = build_cuda.compile_all(compiler, ("90a",), lambda line: None, tmp_path)
-    rows = {row.kernel: row.uses["90a"] for row in cuda.read(objects)}
-    assert rows["add_up_teams"].faults("add_up_teams", "90a") == []
-    assert rows["unheard_of"].faults("unheard_of", "90a") == ["not in CLAIMS"]
-    jvp = rows["jvp"]
-    assert jvp.stack >= 256 and jvp.counts["128-bit stores"] and not jvp.counts["128-bit copies"]
+    rows = {(row.kernel, row.variant): row for row in cuda.read(objects)}
+    assert rows.pop(("row_sums.add_up_teams", "float")).faults() == []
+    assert rows.pop(("rms_norm_tangent.unheard_of", "")).faults() == ["sm_90a: not in CLAIMS"]
+    ((key, jvp),) = rows.items()
+    assert key == ("rms_norm_tangent.jvp", "")
+    use = jvp.uses["90a"]
+    assert use.stack >= 256 and use.counts["128-bit stores"]
     missing = ["no 128-bit loads", "no 128-bit copies", "no cluster barriers"]
-    assert jvp.faults("jvp", "90a") == [f"{jvp.stack} bytes of stack", *missing]
+    assert use.faults(jvp.kernel, "90a") == [f"{use.stack} bytes of stack", *missing]
     assert build_cuda.compile_all(compiler, ("90a",), pytest.fail, tmp_path) == objects
