@@ -26,10 +26,9 @@ static Device described(int device) {
     found.threads = MAX_THREADS;
     found.shared_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     found.shared_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-    const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
-    // 8 everywhere; 16 on data centre cards, whose groups of multiprocessors are large enough
-    found.cluster = !attribute(cudaDevAttrClusterLaunch, device) ? 1 : major == 9 || major == 10 ? 16 : 8;
-    found.early = major >= 9;
+    // 8 is what every device with clusters takes
+    found.cluster = attribute(cudaDevAttrClusterLaunch, device) ? 8 : 1;
+    found.early = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
     return found;
 }
 

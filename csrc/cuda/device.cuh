@@ -70,6 +70,24 @@ __device__ __forceinline__ void store_to_block(double* place, unsigned rank, dou
 #endif
 }
 
+// Read from the same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ uint4 load_from_block(const uint4* place, unsigned rank) {
+    uint4 vector = {};
+#if __CUDA_ARCH__ >= 900
+    const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(place));
+    asm volatile(
+        "{\n\t.reg .u32 other;\n\t"
+        "mapa.shared::cluster.u32 other, %4, %5;\n\t"
+        "ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [other];\n\t}"
+        : "=r"(vector.x), "=r"(vector.y), "=r"(vector.z), "=r"(vector.w)
+        : "r"(own), "r"(rank)
+        : "memory");
+#else
+    vector = *place;
+#endif
+    return vector;
+}
+
 // Copy `bytes` (0 to 16) to 16 bytes of shared memory, followed by zeros, without waiting.
 __device__ __forceinline__ void copy_async(uint4* to, const void* from, unsigned bytes) {
     const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -128,6 +146,13 @@ inline void cluster_sync() { emulation::wait(emulation::running->cluster_barrier
 inline void wait_for_previous_kernels() {}
 inline void store_to_block(double* place, unsigned rank, double value) {
     std::memcpy(emulation::shared_of(place, rank), &value, sizeof value);
+}
+
+inline uint4 load_from_block(const uint4* place, unsigned rank) {
+    emulation::check_aligned(place, sizeof(uint4));
+    uint4 vector;
+    std::memcpy(&vector, emulation::shared_of(place, rank), sizeof vector);
+    return vector;
 }
 
 inline void copy_async(uint4* to, const void* from, unsigned bytes) {

@@ -24,15 +24,18 @@ const Device* device_of(int64_t number);
 int keep_error(int error);
 
 constexpr unsigned BLOCK_SHARED = 1024;  // bytes of shared memory that the device takes for itself, a block
-constexpr int ROWS_OF_TEAM = 4;          // below it, what teams leave to be added up outweighs their rows
-constexpr int ROWS_OF_ONE_TEAM = 8;      // up to which a second launch, to add up, would take longer than the rows
+constexpr int ITEMS_OF_TEAM = 4;         // rows and tangents, below which a team's sums outweigh what they are of
+constexpr int ITEMS_OF_ONE_LAUNCH = 8;   // up to which a team is done before a second kernel could have added up
 
 struct Plan {
-    unsigned threads = 0, cluster = 1, teams = 1, passes = 1;
+    unsigned threads = 0, cluster = 1, blocks = 1, passes = 1;
     std::size_t shared = 0;
+    bool gathers = false;       // each block of the only cluster is a team, and their sums are added up in it
     bool begins_early = false;  // before the kernels in front of it have ended, for which it waits itself
 
     bool possible() const { return threads > 0; }
+    // How many teams leave their sums for a second kernel to add up.
+    int64_t partials() const { return gathers || blocks == cluster ? 0 : blocks / cluster; }
 };
 
 // Threads and cluster for rows of `columns`, of which a thread has `vectors` vectors of T. No threads: they are too long.
@@ -64,7 +67,21 @@ inline void plan_teams(const Device& device, Plan& plan, int64_t most) {
     const std::size_t by_shared = device.shared_multiprocessor / (plan.shared + BLOCK_SHARED);
     const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(MAX_THREADS / plan.threads, by_shared));
     const int64_t teams = blocks * device.multiprocessors / (plan.cluster * plan.passes);
-    plan.teams = static_cast<unsigned>(std::max<int64_t>(1, std::min(teams, most)));
+    plan.blocks = plan.cluster * static_cast<unsigned>(std::max<int64_t>(1, std::min(teams, most)));
+}
+
+// The same for teams that each end with sums over their rows, which have `items` to fetch each. Few rows are shared by
+// the blocks of one cluster, which add their sums up; otherwise that is a second kernel's.
+inline void plan_teams_with_sums(const Device& device, Plan& plan, int64_t rows, int64_t items) {
+    const int64_t crew = device.cluster, of_block = (rows + crew - 1) / crew;
+    if (plan.possible() && plan.cluster == 1 && (of_block <= 1 || of_block * items <= ITEMS_OF_ONE_LAUNCH)) {
+        while (int64_t(plan.cluster) < std::min(rows, crew)) plan.cluster *= 2;
+        plan.gathers = true;
+        plan_teams(device, plan, 1);
+    } else {
+        const int64_t of_team = std::max<int64_t>(1, ITEMS_OF_TEAM / items);
+        plan_teams(device, plan, (rows + of_team - 1) / of_team);
+    }
 }
 
 // How many tangents each pass of a plan has; the last may have fewer.
@@ -72,30 +89,20 @@ __host__ __device__ inline int tangents_of_pass(int64_t tangents, unsigned passe
     return static_cast<int>((tangents + passes - 1) / passes);
 }
 
-// The teams that share rows of which each leaves its own sum.
-inline int64_t teams_with_sums(int64_t rows) {
-    return rows <= ROWS_OF_ONE_TEAM ? 1 : (rows + ROWS_OF_TEAM - 1) / ROWS_OF_TEAM;
-}
-
 #ifdef __CUDACC__
 
-// Queue a kernel; what it may use beyond the usual is asked for once a device.
+// Queue a kernel. More shared memory than usual has to be asked for, once for a kernel and device.
 template <class... Parameters, class... Arguments>
 inline int launch(void (*kernel)(Parameters...), const Plan& plan, const ofa_cuda_launch& where, Arguments... arguments) {
     static thread_local const void* allowed_kernel = nullptr;
-    static thread_local std::size_t allowed_shared = 0;
     static thread_local int64_t allowed_device = -1;
     const void* address = reinterpret_cast<const void*>(kernel);
-    if (allowed_kernel != address || allowed_device != where.device || allowed_shared < plan.shared) {
+    if (allowed_kernel != address || allowed_device != where.device) {
         const Device* device = device_of(where.device);
         if (int error = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              static_cast<int>(device->shared_block)))
             return keep_error(error);
-        if (device->cluster > 8)
-            if (int error = cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1))
-                return keep_error(error);
         allowed_kernel = address;
-        allowed_shared = device->shared_block;
         allowed_device = where.device;
     }
     cudaLaunchAttribute attributes[1];
@@ -108,7 +115,7 @@ inline int launch(void (*kernel)(Parameters...), const Plan& plan, const ofa_cud
         attributes[n_attributes++].val.programmaticStreamSerializationAllowed = 1;
     }
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(plan.teams * plan.cluster, plan.passes);
+    config.gridDim = dim3(plan.blocks, plan.passes);
     config.blockDim = dim3(plan.threads);
     config.dynamicSmemBytes = plan.shared;
     config.stream = static_cast<cudaStream_t>(where.stream);
@@ -123,7 +130,7 @@ int keep_fault(const std::string& fault);
 
 template <class... Parameters, class... Arguments>
 inline int launch(void (*kernel)(Parameters...), const Plan& plan, const ofa_cuda_launch&, Arguments... arguments) {
-    return keep_fault(emulation::launch(dim3(plan.teams * plan.cluster, plan.passes), plan.threads, plan.cluster,
+    return keep_fault(emulation::launch(dim3(plan.blocks, plan.passes), plan.threads, plan.cluster,
                                         plan.shared, [=] { kernel(Parameters(arguments)...); }));
 }
 

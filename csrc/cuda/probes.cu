@@ -27,7 +27,7 @@ __device__ __forceinline__ void write_signs(T* out, int64_t rows, int n, Key key
     const int64_t parts = (n + part - 1) / part;
     for (int64_t item = blockIdx.x; item < rows * parts; item += gridDim.x) {
         const int64_t row = item / parts;
-        const Columns<T, V> columns(n, static_cast<int>(item % parts) * part);
+        const Columns<T, V> columns(0, n, static_cast<int>(item % parts) * part);
         Signs<T, V> signs(shared_memory(), key, columns);
         Acc<T> factor = 1;
         signs.make(of_row(row, factor));
@@ -67,13 +67,13 @@ __global__ void __launch_bounds__(MAX_THREADS) dot(ofa_probe_dot c, const int64_
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), part = static_cast<int>(blockDim.x) * V * L;
     const Key key = key_of(c.seed, seed_pointer);
-    TeamSum<1> team_sum(shared_memory());
+    TeamSum<1> team_sum(Team(), shared_memory());
     for (int64_t item = blockIdx.x; item < c.probes * c.rows; item += gridDim.x) {
         const int64_t k = item / c.rows, row = item % c.rows;
         const T* t = static_cast<const T*>(c.t) + k * c.t_k + row * c.t_stride;
         double total[1] = {};
         for (int begin = 0; begin < n; begin += part) {
-            const Columns<T, V> columns(n, begin);
+            const Columns<T, V> columns(0, n, begin);
             uint4 vectors[V];
 #pragma unroll
             for (int v = 0; v < V; ++v) vectors[v] = vector_at(t, columns(v), n);
@@ -101,9 +101,10 @@ __global__ void __launch_bounds__(MAX_THREADS) probes(ofa_preconditioned_probes 
     constexpr int V = PROBES_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
-    const Columns<T, V> columns(c.columns);
+    const Team team;
+    const Columns<T, V> columns(team.rank(), c.columns);
     char* memory = shared_memory();
-    TeamSum<1> team_sum(memory);
+    TeamSum<1> team_sum(team, memory);
     memory += TeamSum<1>::bytes();
     Signs<T, V> signs(memory, key_of(c.seed, seed_pointer), columns);
     Ring<T, V> ring(memory + Signs<T, V>::bytes(blockDim.x), 1);
@@ -114,13 +115,13 @@ __global__ void __launch_bounds__(MAX_THREADS) probes(ofa_preconditioned_probes 
         if (row < c.rows) ring.fetch(0, static_cast<const T*>(c.z) + row * c.z_stride, columns);
         ring.end_item();
     };
-    for (int ahead = 0; ahead < STAGES - 1; ++ahead) fetch(first_row() + ahead * n_teams());
+    for (int ahead = 0; ahead < STAGES - 1; ++ahead) fetch(team.first_row() + ahead * team.count());
     A w[V][L];
 #pragma unroll
     for (int v = 0; v < V; ++v) read_weight(c.weight, c.weight_dtype, 0, columns(v), n, c.offset, w[v]);
 
-    for (int64_t row = first_row(); row < c.rows; row += n_teams(), ring.advance()) {
-        fetch(row + (STAGES - 1) * n_teams());
+    for (int64_t row = team.first_row(); row < c.rows; row += team.count(), ring.advance()) {
+        fetch(row + (STAGES - 1) * team.count());
         signs.make({c.layer, begin, c.example_ids[row]});  // while the row is on its way
         ring.wait();
         A values[V][L];
@@ -152,18 +153,20 @@ __global__ void __launch_bounds__(MAX_THREADS) probes(ofa_preconditioned_probes 
 // dz = -r^2 z_hat mean(w q), dw = sum over rows of r q. A row's items are dp of each probe, and last z.
 template <class T>
 __global__ void __launch_bounds__(MAX_THREADS)
-    backward(ofa_preconditioned_probes_backward c, Acc<T>* partials, const int64_t* seed_pointer) {
+    backward(ofa_preconditioned_probes_backward c, bool gathers, Acc<T>* partials, const int64_t* seed_pointer) {
     constexpr int V = PROBES_BACKWARD_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
-    const Columns<T, V> columns(c.columns);
+    const Team team(gathers);
+    const Columns<T, V> columns(team.rank(), c.columns);
     char* memory = shared_memory();
-    TeamSum<2> team_sum(memory);
+    TeamSum<2> team_sum(team, memory);
     memory += TeamSum<2>::bytes();
     Signs<T, V> signs(memory, key_of(c.seed, seed_pointer), columns);
-    Ring<T, V> ring(memory + Signs<T, V>::bytes(blockDim.x), 1);
+    memory += Signs<T, V>::bytes(blockDim.x);
+    Ring<T, V> ring(memory, 1);
 
-    int64_t next_row = first_row(), next_k = 0;
+    int64_t next_row = team.first_row(), next_k = 0;
     const auto fetch_next = [&] {
         if (next_row < c.rows)
             ring.fetch(0,
@@ -173,7 +176,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
         ring.end_item();
         if (next_k++ == c.probes) {
             next_k = 0;
-            next_row += n_teams();
+            next_row += team.count();
         }
     };
     for (int ahead = 0; ahead < STAGES - 1; ++ahead) fetch_next();
@@ -181,7 +184,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
 #pragma unroll
     for (int v = 0; v < V; ++v) read_weight(c.weight, c.weight_dtype, 0, columns(v), n, c.offset, w[v]);
 
-    for (int64_t row = first_row(); row < c.rows; row += n_teams(), ring.advance()) {
+    for (int64_t row = team.first_row(); row < c.rows; row += team.count(), ring.advance()) {
         A q[V][L] = {};
         for (int64_t k = 0; k < c.probes; ++k, ring.advance()) {
             fetch_next();
@@ -224,7 +227,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
             write(static_cast<T*>(c.dz) + row * n, columns(v), n, dz);
         }
     }
-    leave_sum<T, V>(dw, columns, partials, c.dw, c.weight_dtype, first_row());
+    leave_sums<T, V>(team, dw, columns, memory, {partials, c.dw, c.weight_dtype});
 }
 
 template <class T>
@@ -303,17 +306,17 @@ struct PreconditionedProbesBackward {
         if (!plan.possible()) return plan;
         plan.shared =
             TeamSum<2>::bytes() + Signs<T, V>::bytes(plan.threads) + Ring<T, V>::bytes(plan.threads, 1);
-        plan_teams(device, plan, std::min(c.rows, teams_with_sums(c.rows * c.probes)));
+        plan_teams_with_sums(device, plan, c.rows, 1 + c.probes);
         return plan;
     }
     static int64_t workspace(const Plan& plan, const ofa_preconditioned_probes_backward& c) {
-        return plan.teams > 1 ? plan.teams * c.columns * sizeof(Acc<T>) : 0;
+        return plan.partials() * c.columns * sizeof(Acc<T>);
     }
     static int run(const Device& device, const Plan& plan, const ofa_preconditioned_probes_backward& c,
                    const ofa_cuda_launch& where) {
         Acc<T>* partials = workspace(plan, c) ? static_cast<Acc<T>*>(where.workspace) : nullptr;
-        if (int error = launch(backward<T>, plan, where, c, partials, where.seed_pointer)) return error;
-        return partials ? finish_sums(device, partials, c.dw, c.weight_dtype, plan.teams, c.columns, where) : OFA_OK;
+        if (int error = launch(backward<T>, plan, where, c, plan.gathers, partials, where.seed_pointer)) return error;
+        return partials ? finish_sums(device, partials, c.dw, c.weight_dtype, plan.partials(), c.columns, where) : OFA_OK;
     }
 };
 

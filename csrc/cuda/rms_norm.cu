@@ -17,8 +17,9 @@ __global__ void __launch_bounds__(MAX_THREADS) forward(ofa_norm_forward c) {
     constexpr int V = FORWARD_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), operands = c.residual ? 2 : 1;
-    const Columns<T, V> columns(c.columns);
-    TeamSum<1> team_sum(shared_memory());
+    const Team team;
+    const Columns<T, V> columns(team.rank(), c.columns);
+    TeamSum<1> team_sum(team, shared_memory());
     Ring<T, V> ring(shared_memory() + TeamSum<1>::bytes(), operands);
     const T* x = static_cast<const T*>(c.x);
     const T* residual = static_cast<const T*>(c.residual);
@@ -30,13 +31,13 @@ __global__ void __launch_bounds__(MAX_THREADS) forward(ofa_norm_forward c) {
         }
         ring.end_item();
     };
-    for (int ahead = 0; ahead < STAGES - 1; ++ahead) fetch(first_row() + ahead * n_teams());
+    for (int ahead = 0; ahead < STAGES - 1; ++ahead) fetch(team.first_row() + ahead * team.count());
     A w[V][L];
 #pragma unroll
     for (int v = 0; v < V; ++v) read_weight(c.weight, c.weight_dtype, 0, columns(v), n, c.offset, w[v]);
 
-    for (int64_t row = first_row(); row < c.rows; row += n_teams(), ring.advance()) {
-        fetch(row + (STAGES - 1) * n_teams());
+    for (int64_t row = team.first_row(); row < c.rows; row += team.count(), ring.advance()) {
+        fetch(row + (STAGES - 1) * team.count());
         ring.wait();
         A values[V][L];
         SumOfSquares<T> squares;
@@ -65,18 +66,20 @@ __global__ void __launch_bounds__(MAX_THREADS) forward(ofa_norm_forward c) {
             }
             write(static_cast<T*>(c.y) + row * n, columns(v), n, values[v]);
         }
-        if (c.rstd && cluster_rank() == 0 && threadIdx.x == 0) static_cast<A*>(c.rstd)[row] = r;
+        if (c.rstd && team.rank() == 0 && threadIdx.x == 0) static_cast<A*>(c.rstd)[row] = r;
     }
 }
 
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) backward(ofa_norm_backward c, Acc<T>* partials) {
+__global__ void __launch_bounds__(MAX_THREADS) backward(ofa_norm_backward c, bool gathers, Acc<T>* partials) {
     constexpr int V = BACKWARD_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), operands = c.ds ? 3 : 2;
-    const Columns<T, V> columns(c.columns);
-    TeamSum<2> team_sum(shared_memory());
-    Ring<T, V> ring(shared_memory() + TeamSum<2>::bytes(), operands);
+    const Team team(gathers);
+    const Columns<T, V> columns(team.rank(), c.columns);
+    TeamSum<2> team_sum(team, shared_memory());
+    char* memory = shared_memory() + TeamSum<2>::bytes();
+    Ring<T, V> ring(memory, operands);
     const T* x = static_cast<const T*>(c.x);
     const T* dy = static_cast<const T*>(c.dy);
     const T* ds = static_cast<const T*>(c.ds);
@@ -89,13 +92,13 @@ __global__ void __launch_bounds__(MAX_THREADS) backward(ofa_norm_backward c, Acc
         }
         ring.end_item();
     };
-    for (int ahead = 0; ahead < STAGES - 1; ++ahead) fetch(first_row() + ahead * n_teams());
+    for (int ahead = 0; ahead < STAGES - 1; ++ahead) fetch(team.first_row() + ahead * team.count());
     A w[V][L], dw[V][L] = {};
 #pragma unroll
     for (int v = 0; v < V; ++v) read_weight(c.weight, c.weight_dtype, 0, columns(v), n, c.offset, w[v]);
 
-    for (int64_t row = first_row(); row < c.rows; row += n_teams(), ring.advance()) {
-        fetch(row + (STAGES - 1) * n_teams());
+    for (int64_t row = team.first_row(); row < c.rows; row += team.count(), ring.advance()) {
+        fetch(row + (STAGES - 1) * team.count());
         ring.wait();
         A values[V][L], up[V][L];
         SumOfSquares<T> squares;
@@ -125,7 +128,7 @@ __global__ void __launch_bounds__(MAX_THREADS) backward(ofa_norm_backward c, Acc
             if (c.dx) write(static_cast<T*>(c.dx) + row * n, columns(v), n, dx);
         }
     }
-    if (c.dw) leave_sum<T, V>(dw, columns, partials, c.dw, c.weight_dtype, first_row());
+    if (c.dw) leave_sums<T, V>(team, dw, columns, memory, {partials, c.dw, c.weight_dtype});
 }
 
 template <class T>
@@ -151,16 +154,19 @@ struct NormBackward {
         Plan plan = plan_row<T>(device, c.columns, V);
         if (!plan.possible()) return plan;
         plan.shared = TeamSum<2>::bytes() + Ring<T, V>::bytes(plan.threads, c.ds ? 3 : 2);
-        plan_teams(device, plan, c.dw ? teams_with_sums(c.rows) : c.rows);
+        if (c.dw)
+            plan_teams_with_sums(device, plan, c.rows, 1);
+        else
+            plan_teams(device, plan, c.rows);
         return plan;
     }
     static int64_t workspace(const Plan& plan, const ofa_norm_backward& c) {
-        return c.dw && plan.teams > 1 ? plan.teams * c.columns * sizeof(Acc<T>) : 0;
+        return c.dw ? plan.partials() * c.columns * sizeof(Acc<T>) : 0;
     }
     static int run(const Device& device, const Plan& plan, const ofa_norm_backward& c, const ofa_cuda_launch& where) {
         Acc<T>* partials = workspace(plan, c) ? static_cast<Acc<T>*>(where.workspace) : nullptr;
-        if (int error = launch(backward<T>, plan, where, c, partials)) return error;
-        return partials ? finish_sums(device, partials, c.dw, c.weight_dtype, plan.teams, c.columns, where) : OFA_OK;
+        if (int error = launch(backward<T>, plan, where, c, plan.gathers, partials)) return error;
+        return partials ? finish_sums(device, partials, c.dw, c.weight_dtype, plan.partials(), c.columns, where) : OFA_OK;
     }
 };
 

@@ -12,13 +12,14 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
     constexpr int V = TANGENT_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
-    const Columns<T, V> columns(c.columns);
-    TeamSum<1> team_sum(shared_memory());
+    const Team team;
+    const Columns<T, V> columns(team.rank(), c.columns);
+    TeamSum<1> team_sum(team, shared_memory());
     Ring<T, V> ring(shared_memory() + TeamSum<1>::bytes(), 1);
     const T* x_dot = static_cast<const T*>(c.x_dot);
 
     const int tangents = static_cast<int>(c.tangents);
-    Items ahead(0, tangents);
+    Items ahead(team, 0, tangents);
     const auto fetch = [&] {
         if (ahead.row() < c.rows) {
             if (ahead.is_primal())
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
 #pragma unroll
     for (int v = 0; v < V; ++v) read_weight(c.weight, c.weight_dtype, 0, columns(v), n, c.offset, w[v]);
 
-    for (int64_t row = first_row(); row < c.rows; row += n_teams()) {
+    for (int64_t row = team.first_row(); row < c.rows; row += team.count()) {
         fetch();
         ring.wait();
         A x_hat[V][L];
@@ -89,23 +90,24 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
 // The tangent of the backward: dx' = r (g' - c d - m g + (2 m c - c') x_hat), dw' = sum over rows of dy' x_hat + dy x_hat'.
 // A block's second index is its pass over the tangents.
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backward_tangent c, Acc<T>* partials) {
+__global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backward_tangent c, bool gathers, Acc<T>* partials) {
     constexpr int V = TANGENT_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
     const int tangents = static_cast<int>(c.tangents), of_pass = tangents_of_pass(tangents, gridDim.y);
     const int begin = static_cast<int>(blockIdx.y) * of_pass;
     const int end = begin + of_pass < tangents ? begin + of_pass : tangents;
-    const Columns<T, V> columns(c.columns);
+    const Team team(gathers);
+    const Columns<T, V> columns(team.rank(), c.columns);
     char* memory = shared_memory();
-    TeamSum<2> team_sum(memory);
+    TeamSum<2> team_sum(team, memory);
     memory += TeamSum<2>::bytes();
     Ring<T, V> ring(memory, 2);
-    TangentSums<T, V> dw_dot(memory + Ring<T, V>::bytes(blockDim.x, 2), c.dw_dot ? end - begin : 0);
+    SharedSums<T, V> dw_dot(memory + Ring<T, V>::bytes(blockDim.x, 2), c.dw_dot ? end - begin : 0);
     const T* x_dot = static_cast<const T*>(c.x_dot);
     const T* dy_dot = static_cast<const T*>(c.dy_dot);
 
-    Items ahead(begin, end);
+    Items ahead(team, begin, end);
     const auto fetch = [&] {
         const int64_t row = ahead.row(), k = ahead.tangent();
         if (row < c.rows) {
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backwar
 #pragma unroll
     for (int v = 0; v < V; ++v) read_weight(c.weight, c.weight_dtype, 0, columns(v), n, c.offset, w[v]);
 
-    for (int64_t row = first_row(); row < c.rows; row += n_teams()) {
+    for (int64_t row = team.first_row(); row < c.rows; row += team.count()) {
         fetch();
         ring.wait();
         A x_hat[V][L], up[V][L];
@@ -195,14 +197,14 @@ __global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backwar
         }
     }
     if (c.dw_dot)
-        dw_dot.leave(begin, end - begin, tangents, columns, partials, c.dw_dot, c.weight_dtype);
+        dw_dot.leave(team, begin, tangents, columns, {partials, c.dw_dot, c.weight_dtype});
 }
 
 // Gradients of the JVP. In x and w they are what backward_tangent gives with dy_k for dy and no dy', summed over k; in
 // x_dot and w_dot they are the gradients of the norm itself. Passes after the first have dw_dot of their tangents only.
 template <class T>
 __global__ void __launch_bounds__(MAX_THREADS)
-    jvp_backward(ofa_norm_jvp_backward c, Acc<T>* dw_partials, Acc<T>* dw_dot_partials) {
+    jvp_backward(ofa_norm_jvp_backward c, bool gathers, Acc<T>* dw_partials, Acc<T>* dw_dot_partials) {
     constexpr int V = TANGENT_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
@@ -211,16 +213,17 @@ __global__ void __launch_bounds__(MAX_THREADS)
     const int begin = static_cast<int>(blockIdx.y) * of_pass;
     const int own_end = begin + of_pass < tangents ? begin + of_pass : tangents;  // of those with a dw_dot
     const int end = all ? tangents : own_end;
-    const Columns<T, V> columns(c.columns);
+    const Team team(gathers);
+    const Columns<T, V> columns(team.rank(), c.columns);
     char* memory = shared_memory();
-    TeamSum<3> team_sum(memory);
+    TeamSum<3> team_sum(team, memory);
     memory += TeamSum<3>::bytes();
     Ring<T, V> ring(memory, 2);
-    TangentSums<T, V> dw_dot(memory + Ring<T, V>::bytes(blockDim.x, 2),
+    SharedSums<T, V> dw_dot(memory + Ring<T, V>::bytes(blockDim.x, 2),
                              c.dw_dot ? own_end - begin : 0);
     const T* x_dot = all ? static_cast<const T*>(c.x_dot) : nullptr;
 
-    Items ahead(begin, end);
+    Items ahead(team, begin, end);
     const auto fetch = [&] {
         const int64_t row = ahead.row(), k = ahead.tangent();
         if (row < c.rows) {
@@ -239,7 +242,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
 #pragma unroll
     for (int v = 0; v < V; ++v) read_weight(c.weight, c.weight_dtype, 0, columns(v), n, c.offset, w[v]);
 
-    for (int64_t row = first_row(); row < c.rows; row += n_teams()) {
+    for (int64_t row = team.first_row(); row < c.rows; row += team.count()) {
         fetch();
         ring.wait();
         A x_hat[V][L], dx[V][L] = {};
@@ -315,9 +318,9 @@ __global__ void __launch_bounds__(MAX_THREADS)
 #pragma unroll
             for (int v = 0; v < V; ++v) write(static_cast<T*>(c.dx) + row * n, columns(v), n, dx[v]);
     }
-    if (c.dw && all) leave_sum<T, V>(dw, columns, dw_partials, c.dw, c.weight_dtype, dw_partials ? first_row() : 0);
+    if (c.dw && all) leave_sums<T, V>(team, dw, columns, memory, {dw_partials, c.dw, c.weight_dtype});
     if (c.dw_dot)
-        dw_dot.leave(begin, own_end - begin, tangents, columns, dw_dot_partials, c.dw_dot, c.weight_dtype);
+        dw_dot.leave(team, begin, tangents, columns, {dw_dot_partials, c.dw_dot, c.weight_dtype});
 }
 
 template <class T>
@@ -337,14 +340,14 @@ struct NormBackwardTangent {
         return plan_tangents<T, TANGENT_VECTORS<T>, 2>(device, c.rows, c.columns, c.tangents, 2, c.dw_dot, c.dw_dot);
     }
     static int64_t workspace(const Plan& plan, const ofa_norm_backward_tangent& c) {
-        return c.dw_dot && plan.teams > 1 ? plan.teams * c.tangents * c.columns * sizeof(Acc<T>) : 0;
+        return c.dw_dot ? plan.partials() * c.tangents * c.columns * sizeof(Acc<T>) : 0;
     }
     static int run(const Device& device, const Plan& plan, const ofa_norm_backward_tangent& c,
                    const ofa_cuda_launch& where) {
         Acc<T>* partials = workspace(plan, c) ? static_cast<Acc<T>*>(where.workspace) : nullptr;
-        if (int error = launch(backward_tangent<T>, plan, where, c, partials)) return error;
+        if (int error = launch(backward_tangent<T>, plan, where, c, plan.gathers, partials)) return error;
         if (!partials) return OFA_OK;
-        return finish_sums(device, partials, c.dw_dot, c.weight_dtype, plan.teams, c.tangents * c.columns, where);
+        return finish_sums(device, partials, c.dw_dot, c.weight_dtype, plan.partials(), c.tangents * c.columns, where);
     }
 };
 
@@ -356,18 +359,18 @@ struct NormJvpBackward {
     }
     static int64_t workspace(const Plan& plan, const ofa_norm_jvp_backward& c) {
         const int64_t sums = (c.dw ? 1 : 0) + (c.dw_dot ? c.tangents : 0);
-        return plan.teams > 1 ? plan.teams * sums * c.columns * sizeof(Acc<T>) : 0;
+        return plan.partials() * sums * c.columns * sizeof(Acc<T>);
     }
     static int run(const Device& device, const Plan& plan, const ofa_norm_jvp_backward& c,
                    const ofa_cuda_launch& where) {
         const bool several = workspace(plan, c) > 0;
         Acc<T>* dw = several && c.dw ? static_cast<Acc<T>*>(where.workspace) : nullptr;
         Acc<T>* dw_dot = several && c.dw_dot ? static_cast<Acc<T>*>(where.workspace) : nullptr;
-        if (dw && dw_dot) dw_dot += plan.teams * c.columns;
-        int error = launch(jvp_backward<T>, plan, where, c, dw, dw_dot);
-        if (!error && dw) error = finish_sums(device, dw, c.dw, c.weight_dtype, plan.teams, c.columns, where);
+        if (dw && dw_dot) dw_dot += plan.partials() * c.columns;
+        int error = launch(jvp_backward<T>, plan, where, c, plan.gathers, dw, dw_dot);
+        if (!error && dw) error = finish_sums(device, dw, c.dw, c.weight_dtype, plan.partials(), c.columns, where);
         if (!error && dw_dot)
-            error = finish_sums(device, dw_dot, c.dw_dot, c.weight_dtype, plan.teams, c.tangents * c.columns, where);
+            error = finish_sums(device, dw_dot, c.dw_dot, c.weight_dtype, plan.partials(), c.tangents * c.columns, where);
         return error;
     }
 };

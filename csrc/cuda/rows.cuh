@@ -109,12 +109,12 @@ __device__ __forceinline__ void write(T* row, int column, int columns, const A (
 }
 
 // Which columns a thread has: VECTORS vectors of its block's part of a row, as many columns apart as the block has.
-// Where a team goes through a row part by part, `begin` is the part's first column.
+// `rank` is the block's in its team. Where a block goes through a row part by part, `begin` is the part's first column.
 template <class T, int VECTORS>
 class Columns {
   public:
-    __device__ explicit Columns(int64_t columns, int begin = 0)
-        : first_(begin + static_cast<int>((cluster_rank() * VECTORS * blockDim.x + threadIdx.x) * LANES<T>)),
+    __device__ Columns(unsigned rank, int64_t columns, int begin = 0)
+        : first_(begin + static_cast<int>((rank * VECTORS * blockDim.x + threadIdx.x) * LANES<T>)),
           columns_(static_cast<int>(columns)) {}
 
     // The first column of a vector; it may lie past the end.

@@ -15,7 +15,7 @@ template <class T, class Sum>
 __device__ __forceinline__ double squared_step(const T* before, const T* after, int n, Sum sum) {
     constexpr int V = STEP_VECTORS<T>, L = LANES<T>;
     for (int begin = 0; begin < n; begin += static_cast<int>(blockDim.x) * V * L) {
-        const Columns<T, V> columns(n, begin);
+        const Columns<T, V> columns(0, n, begin);
         uint4 from[V], to[V];
 #pragma unroll
         for (int v = 0; v < V; ++v) {
@@ -38,7 +38,7 @@ template <class T>
 __global__ void __launch_bounds__(MAX_THREADS) lengths(ofa_step_lengths c) {
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
-    TeamSum<1> team_sum(shared_memory());
+    TeamSum<1> team_sum(Team(), shared_memory());
     for (int64_t item = blockIdx.x; item < c.steps * c.examples; item += gridDim.x) {
         const T* before = static_cast<const T*>(c.states) + item / c.examples * c.states_t +
                           item % c.examples * c.states_b;
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(MAX_THREADS) backward(ofa_step_lengths_backwar
     };
     for (int64_t item = blockIdx.x; item < (c.steps + 1) * c.examples * parts; item += gridDim.x) {
         const int64_t row = item / parts, t = row / c.examples, b = row % c.examples;
-        const Columns<T, V> columns(n, static_cast<int>(item % parts) * part);
+        const Columns<T, V> columns(0, n, static_cast<int>(item % parts) * part);
         const T* here = static_cast<const T*>(c.states) + t * c.states_t + b * c.states_b;
         const T* before = t > 0 ? here - c.states_t : here;
         const T* after = t < c.steps ? here + c.states_t : here;

@@ -10,18 +10,30 @@ constexpr int MAX_THREADS = 512;  // of a block: at this number a thread may hav
 constexpr int WARP = 32;
 constexpr int STAGES = 3;  // rows of a ring: the one that is worked on, and two on their way
 
-// Rows are dealt out in turn: this team's first, and how many teams there are.
-__device__ __forceinline__ int64_t first_row() { return blockIdx.x / cluster_size(); }
-__device__ __forceinline__ int64_t n_teams() { return gridDim.x / cluster_size(); }
+// A block's team. Where the blocks of a cluster have rows of their own, each is a team (`single`).
+class Team {
+  public:
+    __device__ explicit Team(bool single = false)
+        : blocks_(single ? 1 : cluster_size()), rank_(single ? 0 : cluster_rank()) {}
+
+    __device__ unsigned blocks() const { return blocks_; }
+    __device__ unsigned rank() const { return rank_; }
+    // Rows are dealt out in turn: this team's first, and how many teams there are.
+    __device__ int64_t first_row() const { return blockIdx.x / blocks_; }
+    __device__ int64_t count() const { return gridDim.x / blocks_; }
+
+  private:
+    unsigned blocks_, rank_;
+};
 
 // Sums over the team, the same for each of its threads, in an order that depends on nothing but its size.
 template <int SUMS>
 class TeamSum {
   public:
     // `memory` in shared memory, `bytes` long.
-    __device__ explicit TeamSum(void* memory)
-        : of_warps_(static_cast<double*>(memory)), of_blocks_(of_warps_ + 2 * PARTS * SUMS) {
-        if (cluster_size() > 1) cluster_sync();  // a block may be written to from here on: it must have begun
+    __device__ TeamSum(Team team, void* memory)
+        : team_(team), of_warps_(static_cast<double*>(memory)), of_blocks_(of_warps_ + 2 * PARTS * SUMS) {
+        if (team.blocks() > 1) cluster_sync();  // a block may be written to from here on: it must have begun
     }
 
     __host__ __device__ static constexpr std::size_t bytes() { return 4 * PARTS * SUMS * sizeof(double); }
@@ -29,7 +41,7 @@ class TeamSum {
     // Every thread of the team calls it. The two halves of the memory take turns: whoever writes to one again has
     // passed a barrier that everybody reaches after reading it.
     __device__ void operator()(double (&sums)[SUMS]) {
-        const unsigned blocks = cluster_size();
+        const unsigned blocks = team_.blocks();
         add_up<WARP>(sums);
         double* own = of_warps_ + half_ * PARTS * SUMS;
         if (threadIdx.x % WARP == 0)
@@ -42,7 +54,7 @@ class TeamSum {
             if (threadIdx.x < blocks)
 #pragma unroll
                 for (int s = 0; s < SUMS; ++s)
-                    store_to_block(all + cluster_rank() * SUMS + s, threadIdx.x, sums[s]);
+                    store_to_block(all + team_.rank() * SUMS + s, threadIdx.x, sums[s]);
             cluster_sync();
             read(all, blocks, sums);
         }
@@ -70,6 +82,7 @@ class TeamSum {
         add_up<PARTS>(sums);
     }
 
+    Team team_;
     double *of_warps_, *of_blocks_;
     unsigned half_ = 0;
 };
