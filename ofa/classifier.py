@@ -175,7 +175,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         metadata = {
             "task": asdict(self.task_),
-            "config": asdict(self.config or OFAConfig()),
+            "config": (self.config or OFAConfig()).settings(),
             "labels": _record_of(self.classes_.tolist(), self.task_.label_words),
         }
         save_adapter(self.model_, path, metadata)

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 WARMUP_SHARE = 0.05
@@ -94,6 +94,8 @@ class OFAConfig:
         seed: of the order of the shots and of the probes.
         terms: `"formulas"` for the terms of the paper, `"paper_code"` for what the authors' public code
             computes (see `paper_code`).
+        cuda_graph: whether `ofa.fit` captures its steps in CUDA graphs: None where they can be, True also
+            or an error says why not, False never. It changes a run's speed, and its numbers by rounding only.
     """
 
     lambda_step: float = 1e-2
@@ -106,6 +108,7 @@ class OFAConfig:
     batch_size: int | None = 5
     seed: int = 0
     terms: str = "formulas"
+    cuda_graph: bool | None = None
 
     @classmethod
     def paper_code(cls, seed: int = 0) -> "OFAConfig":
@@ -122,7 +125,13 @@ class OFAConfig:
         settings = self.lr, self.weight_decay, self.epochs, self.batch_size, self.seed
         return Schedule(*settings, max_steps=max_steps, cosine_from_start=as_published)
 
+    def settings(self) -> dict:
+        """The fields that a run's numbers depend on: all but `cuda_graph`."""
+        return {name: value for name, value in asdict(self).items() if name != "cuda_graph"}
+
     def __post_init__(self):
+        if not (self.cuda_graph is None or isinstance(self.cuda_graph, bool)):
+            raise ValueError(f"cuda_graph must be None, True or False, got {self.cuda_graph!r}")
         if self.terms not in FORMS:
             raise ValueError(f"terms must be one of {FORMS}, got {self.terms!r}")
         for name in ("n_probes", "sharpness_every"):

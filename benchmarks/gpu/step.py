@@ -2,14 +2,17 @@
 
 Wall time with the device waited for, the time of the step's kernels, and the peak memory above the weights,
 of LN-tuning as a PEFT user runs it, ours with cross-entropy only, OFA with 1 and 8 probes, and the authors'
-objective. Ours are captured in a CUDA graph besides, the optimiser's update included, and replayed with
-another step number each time, which selects the probes.
+objective. Ours are captured in a CUDA graph besides, as `ofa.fit` does it: a step packs its prompts on the
+host, copies them, replays loss, gradient and update with its own number, which selects the probes, and reads
+the loss.
 """
 
 import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from benchmarks.harness.measure import first_line
 from benchmarks.harness.tables import seconds
 from benchmarks.step_cost import AUTHORS, CE, CONFIGS, OFA_1, OFA_8, PEFT, make_loss, make_step, trained
 from ofa.passes.packing import packed
+from ofa.train.captured import PLACES, ROWS, Captured
 
 LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,
@@ -88,34 +92,40 @@ def kernel_seconds(card: Card, call: Callable[[], object]) -> float:
     return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
 
 
-class Captured:
-    """A training step of ours in a CUDA graph: loss, gradient and AdamW's update."""
+class CardGraphs:
+    """A card's graphs, as a captured step asks for them."""
 
-    def __init__(self, card: Card, name: str, lm: nn.Module, batch: dict[str, torch.Tensor]):
-        self.step = torch.zeros((), dtype=torch.int64, device=card.device)
-        # how the prompts are packed depends on their lengths, which a graph can't look at
-        prompts = packed(dict(batch))
-        weights = trained(lm)
-        optimizer = torch.optim.AdamW(weights, lr=0.0, capturable=not card.rehearsal)
-        self.loss = torch.zeros((), device=card.device)
+    def __init__(self, card: Card):
+        self.card = card
 
-        def train() -> None:
-            loss = ofa.objective(lm, prompts, CONFIGS[name], self.step).loss
-            for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-                weight.grad = gradient
-            optimizer.step()
-            self.loss.copy_(loss.detach())
+    def run(self, work: Callable[[], None]) -> None:
+        """Do the work: everything runs on the stream of the captures."""
+        work()
 
-        for _ in range(
-            1 if card.rehearsal else 3
-        ):  # what is made once, such as the optimiser's state, is made before the capture
-            train()
-        self._replay = card.graph(train)
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
+        """Record the work; the call that does it."""
+        return self.card.graph(work)
 
-    def replay(self) -> None:
-        """The next step."""
-        self.step += 1
-        self._replay()
+
+def captured_step(
+    card: Card, name: str, lm: nn.Module, batch: dict[str, torch.Tensor]
+) -> Callable[[int], float]:
+    """A step of `ofa.fit` in a CUDA graph, captured: takes the step's number and gives its loss."""
+    host = {key: value.cpu() for key, value in batch.items()}
+    rows = list(range(len(host["labels"])))
+    host["example_ids"] = torch.tensor(rows)
+    step = Captured(trained(lm), partial(ofa.objective, lm), lambda _: host, CONFIGS[name], CardGraphs(card))
+    step.begin()
+
+    def take(number: int) -> float:
+        # a learning rate of 0 leaves the model as it is and does all of the work
+        loss = step.take(number, rows, lr=0.0)["loss"]
+        assert loss is not None  # every step has one
+        return loss
+
+    take(0)
+    take(1)  # the second is captured
+    return take
 
 
 def eager_row(card: Card, name: str, batch: dict[str, torch.Tensor]) -> dict:
@@ -138,11 +148,16 @@ def eager_row(card: Card, name: str, batch: dict[str, torch.Tensor]) -> dict:
 def graph_row(card: Card, name: str, batch: dict[str, torch.Tensor]) -> dict:
     """The same step by graph replay, and whether a replay's loss is that of an eager step of its number."""
     lm, _ = make_loss(name, model_of(card))
-    captured = Captured(card, name, lm, batch)
-    times = walls(card, captured.replay)
-    replayed, number = captured.loss.item(), int(captured.step.item())
-    eager = ofa.objective(lm, batch, CONFIGS[name], number).loss.item()
-    other = ofa.objective(lm, batch, CONFIGS[name], number + 1).loss.item()
+    take, numbers, losses = captured_step(card, name, lm, batch), count(2), {}
+
+    def replay() -> None:
+        number = next(numbers)
+        losses[number] = take(number)
+
+    times = walls(card, replay)
+    number, replayed = losses.popitem()
+    rounded = {**batch, "packing": packed(batch)["packing"].rounded(ROWS, PLACES)}
+    eager, other = (ofa.objective(lm, rounded, CONFIGS[name], n).loss.item() for n in (number, number + 1))
     # the same kernels on the same tensors; only sums whose order depends on the moment may differ
     right = abs(replayed - eager) <= 1e-3 * abs(eager)
     note = "" if right else f"the replay's loss is {replayed}, an eager step's {eager}"

@@ -57,6 +57,11 @@ inline Plan plan_parts(const Device& device, int64_t columns, int vectors) {
     return plan_row<T>(device, std::min<int64_t>(columns, int64_t(device.threads) * vectors * LANES<T>), vectors);
 }
 
+// A block for each of so many items, or as many as a grid may have.
+inline void plan_items(Plan& plan, int64_t items) {
+    plan.blocks = static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(items, INT32_MAX)));
+}
+
 // As many teams as run at once, and no more than `most`. None, if a block has not as much shared memory as it needs.
 inline void plan_teams(const Device& device, Plan& plan, int64_t most) {
     if (plan.shared > device.shared_block) {

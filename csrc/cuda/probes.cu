@@ -1,5 +1,5 @@
-// Rademacher probes and their products, the signs made again wherever they are read. Notation: r, w as in rms_norm.cu,
-// of z; nu_k the signs of probe k; q = sum over k of nu_k dp_k.
+// Rademacher probes and their products, the signs made again wherever they are read. Notation: r, z_hat and w as in
+// rms_norm.cu, of z; nu_k the signs of probe k; q = sum over k of nu_k dp_k.
 #include "entry.cuh"
 #include "row_sums.cuh"
 #include "rstd.cuh"
@@ -19,7 +19,7 @@ template <class T>
 constexpr int SIGNS_VECTORS = sizeof(T) == 2 ? WARP / 2 : WARP;
 constexpr int SHORT_VECTORS = 4;
 
-// out[row] = factor times signs, for `rows` rows of n columns; of_row(row, factor) says whose signs, and sets the factor.
+// out[row] = a factor times signs, for `rows` rows of n columns; of_row(row, factor) says whose, and sets the factor.
 template <class T, class OfRow>
 __device__ __forceinline__ void write_signs(T* out, int64_t rows, int n, Key key, OfRow of_row) {
     constexpr int V = SIGNS_VECTORS<T>, L = LANES<T>;
@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(MAX_THREADS) rademacher(ofa_rademacher c, cons
     write_signs(static_cast<T*>(c.signs), c.layers * c.probes * c.examples, static_cast<int>(c.columns),
                 key_of(c.seed, seed_pointer), [&](int64_t row, Acc<T>&) {
                     const int64_t of_probe = row / c.examples;
-                    return Probe{c.layer_ids[of_probe / c.probes], of_probe % c.probes, c.example_ids[row % c.examples]};
+                    return Probe{c.layer_ids[of_probe / c.probes], of_probe % c.probes,
+                                 c.example_ids[row % c.examples]};
                 });
 }
 
@@ -166,7 +167,8 @@ __global__ void __launch_bounds__(MAX_THREADS)
     memory += Signs<T, V>::bytes(blockDim.x);
     Ring<T, V> ring(memory, 1);
 
-    int64_t next_row = team.first_row(), next_k = 0;
+    int64_t next_row = team.first_row();
+    int next_k = 0;
     const auto fetch_next = [&] {
         if (next_row < c.rows)
             ring.fetch(0,
@@ -186,9 +188,9 @@ __global__ void __launch_bounds__(MAX_THREADS)
 
     for (int64_t row = team.first_row(); row < c.rows; row += team.count(), ring.advance()) {
         A q[V][L] = {};
-        for (int64_t k = 0; k < c.probes; ++k, ring.advance()) {
+        for (int k = 0; k < c.probes; ++k, ring.advance()) {
             fetch_next();
-            const int place = static_cast<int>(k) % Signs<T, V>::PROBES;
+            const int place = k % Signs<T, V>::PROBES;
             if (place == 0) signs.make({c.layer, k, c.example_ids[row]});
             ring.wait();
 #pragma unroll
@@ -202,26 +204,37 @@ __global__ void __launch_bounds__(MAX_THREADS)
         }
         fetch_next();
         ring.wait();
-        A values[V][L];
         SumOfSquares<T> squares;
         A wq = 0;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-            ring.read(0, v, values[v]);
-            squares.add(values[v]);
+            A values[L];
+            ring.read(0, v, values);
+            squares.add(values);
 #pragma unroll
             for (int j = 0; j < L; ++j) wq += w[v][j] * q[v][j];
         }
         double total[2] = {squares.value(), wq};
         team_sum(total);
-        const A r = rstd_of(total[0], values, n, c.eps, team_sum);
+        // the row is read from the ring each time: beside w, q and dw there are no registers left to keep it in
+        const A r = rstd_of<A>(total[0], n, c.eps, team_sum, [&] {
+            double sum = 0;
+#pragma unroll 1
+            for (int v = 0; v < V; ++v) {
+                A values[L];
+                ring.read(0, v, values);
+                sum += squares_of(values);
+            }
+            return sum;
+        });
         const A mean = static_cast<A>(r * total[1] / n);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             A dz[L];
+            ring.read(0, v, dz);
 #pragma unroll
             for (int j = 0; j < L; ++j) {
-                dz[j] = values[v][j] * r * (-r * mean);
+                dz[j] = dz[j] * r * (-r * mean);
                 dw[v][j] += q[v][j] * r;
             }
             write(static_cast<T*>(c.dz) + row * n, columns(v), n, dz);
@@ -236,7 +249,7 @@ inline Plan plan_signs(const Device& device, int64_t rows, int64_t columns) {
     if (!plan.possible()) return plan;
     plan.shared = Signs<T, SIGNS_VECTORS<T>>::bytes(plan.threads);
     const int64_t part = int64_t(plan.threads) * SIGNS_VECTORS<T> * LANES<T>;
-    plan_teams(device, plan, rows * ((columns + part - 1) / part));
+    plan_items(plan, rows * ((columns + part - 1) / part));
     return plan;
 }
 
@@ -269,7 +282,7 @@ struct ProbeDot {
         Plan plan = plan_parts<T>(device, c.columns, V);
         if (!plan.possible()) return plan;
         plan.shared = TeamSum<1>::bytes() + Signs<T, V>::bytes(plan.threads);
-        plan_teams(device, plan, c.probes * c.rows);
+        plan_items(plan, c.probes * c.rows);
         return plan;
     }
     static int64_t workspace(const Plan&, const ofa_probe_dot&) { return 0; }
@@ -284,8 +297,7 @@ struct PreconditionedProbes {
         constexpr int V = PROBES_VECTORS<T>;
         Plan plan = plan_row<T>(device, c.columns, V);
         if (!plan.possible()) return plan;
-        plan.shared =
-            TeamSum<1>::bytes() + Signs<T, V>::bytes(plan.threads) + Ring<T, V>::bytes(plan.threads, 1);
+        plan.shared = TeamSum<1>::bytes() + Signs<T, V>::bytes(plan.threads) + Ring<T, V>::bytes(plan.threads, 1);
         // few rows leave room for several teams on each, with some of the probes
         const int64_t room = device.multiprocessors / std::max<int64_t>(1, c.rows * plan.cluster);
         plan.passes = static_cast<unsigned>(std::max<int64_t>(1, std::min(room, c.probes)));
@@ -304,8 +316,7 @@ struct PreconditionedProbesBackward {
         constexpr int V = PROBES_BACKWARD_VECTORS<T>;
         Plan plan = plan_row<T>(device, c.columns, V);
         if (!plan.possible()) return plan;
-        plan.shared =
-            TeamSum<2>::bytes() + Signs<T, V>::bytes(plan.threads) + Ring<T, V>::bytes(plan.threads, 1);
+        plan.shared = TeamSum<2>::bytes() + Signs<T, V>::bytes(plan.threads) + Ring<T, V>::bytes(plan.threads, 1);
         plan_teams_with_sums(device, plan, c.rows, 1 + c.probes);
         return plan;
     }

@@ -74,23 +74,38 @@ __device__ __forceinline__ bool squares_fit(double total, int columns) {
     return total >= columns * 0x1p-100 && total <= 0x1p1000;
 }
 
-// r of a row from its squares' sum over the team, `squares`; `values` are this thread's. Squares that float32 did not
-// hold are added up again in float64: everybody sees the same total, so the whole team does.
+// The squares of some values in float64.
+template <int COUNT, class A>
+__device__ __forceinline__ double squares_of(const A (&values)[COUNT]) {
+    double sum = 0;
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) sum += static_cast<double>(values[j]) * static_cast<double>(values[j]);
+    return sum;
+}
+
+// r of a row from its squares' sum over the team, `squares`. Squares that float32 did not hold are added up again in
+// float64, this thread's by `again`: everybody sees the same total, so the whole team does.
+template <class A, int SUMS, class Again>
+__device__ __forceinline__ A rstd_of(double squares, int columns, double eps, TeamSum<SUMS>& team_sum, Again again) {
+    double total = squares + columns * eps;
+    if (std::is_same_v<A, float> && !squares_fit(total, columns)) {
+        double sums[SUMS] = {again()};
+        team_sum(sums);
+        total = sums[0] + columns * eps;
+    }
+    return reciprocal_root<A>(total, columns);
+}
+
+// The same for values that this thread has at hand.
 template <int VECTORS, int COUNT, int SUMS, class A>
 __device__ __forceinline__ A rstd_of(double squares, const A (&values)[VECTORS][COUNT], int columns, double eps,
                                      TeamSum<SUMS>& team_sum) {
-    double total = squares + columns * eps;
-    if (std::is_same_v<A, float> && !squares_fit(total, columns)) {
-        double again[SUMS] = {};
+    return rstd_of<A>(squares, columns, eps, team_sum, [&] {
+        double sum = 0;
 #pragma unroll
-        for (int v = 0; v < VECTORS; ++v)
-#pragma unroll
-            for (int j = 0; j < COUNT; ++j)
-                again[0] += static_cast<double>(values[v][j]) * static_cast<double>(values[v][j]);
-        team_sum(again);
-        total = again[0] + columns * eps;
-    }
-    return reciprocal_root<A>(total, columns);
+        for (int v = 0; v < VECTORS; ++v) sum += squares_of(values[v]);
+        return sum;
+    });
 }
 
 }  // namespace ofa

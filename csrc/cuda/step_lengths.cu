@@ -111,7 +111,7 @@ struct StepLengths {
         Plan plan = plan_parts<T>(device, c.columns, STEP_VECTORS<T>);
         if (!plan.possible()) return plan;
         plan.shared = TeamSum<1>::bytes();
-        plan_teams(device, plan, c.steps * c.examples);
+        plan_items(plan, c.steps * c.examples);
         return plan;
     }
     static int64_t workspace(const Plan&, const ofa_step_lengths&) { return 0; }
@@ -126,7 +126,7 @@ struct StepLengthsBackward {
         Plan plan = plan_parts<T>(device, c.columns, STATES_VECTORS<T>);
         if (!plan.possible()) return plan;
         const int64_t part = int64_t(plan.threads) * STATES_VECTORS<T> * LANES<T>;
-        plan_teams(device, plan, (c.steps + 1) * c.examples * ((c.columns + part - 1) / part));
+        plan_items(plan, (c.steps + 1) * c.examples * ((c.columns + part - 1) / part));
         return plan;
     }
     static int64_t workspace(const Plan&, const ofa_step_lengths_backward&) { return 0; }

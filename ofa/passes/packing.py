@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -123,6 +124,36 @@ class Packing:
             following=row_of.gather(1, places[:, 1:]),
             row_of=row_of,
             place_of=place_of,
+        )
+
+    def rounded(self, rows: int, places: int) -> "Packing":
+        """The same batch in a shape that many batches share: R and S rounded up to multiples.
+
+        The rows that are added copy the first one and stand at padding, where nothing real looks and from
+        where no gradient comes. So all results stay what they were, but for the order of sums.
+
+        Args:
+            rows: R becomes a multiple of it.
+            places: S becomes a multiple of it, one more than needed where all places of the batch are taken
+                and rows are to be added.
+        """
+        (n_examples, before), n_rows = self.row_of.shape, len(self.place_of)
+        n_added, longest = -n_rows % rows, before + -before % places
+        if n_added and n_examples * longest == n_rows:
+            longest += places
+        n_places = longest - before
+        place_of = self.place_of + self.place_of // before * n_places
+        padding = F.pad(self.real, (0, n_places)).logical_not().flatten().nonzero()[:1, 0]  # one, if any
+        prediction = torch.arange(n_examples, device=self.row_of.device)[:, None]
+        return Packing(
+            torch.cat([self.input_ids, self.input_ids[:1].expand(n_added)]),
+            torch.cat([self.positions, self.positions[:1].expand(n_added)]),
+            self.lengths,
+            real=F.pad(self.real, (0, n_places)),
+            seen=F.pad(self.seen, (0, n_places)),
+            following=self.following,
+            row_of=torch.cat([self.row_of, prediction.expand(-1, n_places)], 1),
+            place_of=torch.cat([place_of, padding.expand(n_added)]),
         )
 
     def unpack(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa.config import OFAConfig
@@ -15,8 +16,11 @@ from ofa.data.task import Task
 from ofa.decoder.patch import patch_model
 from ofa.decoder.view import Decoder, without_autocast
 from ofa.loss.objective import Objective, objective
+from ofa.passes.packing import Batch
+from ofa.train.captured import Captured, CudaGraphs, why_not_captured
 from ofa.train.checkpoint import Checkpoint, digest
 from ofa.train.loop import FitResult, train
+from ofa.train.step import Uncaptured
 
 # what the activations saved for the backward pass of one part of a batch may take
 ACTIVATION_BYTES = 4 * 2**30
@@ -41,6 +45,26 @@ def _parts(rows: list[int], lengths: Sequence[int], limit: float) -> Iterator[li
     yield part
 
 
+def _captures(decoder: Decoder, cfg: OFAConfig, lengths: Sequence[int], limit: float) -> bool:
+    """Whether steps are captured in CUDA graphs.
+
+    Raises:
+        ValueError: they can't be, and have to.
+    """
+    if cfg.cuda_graph is False:
+        return False
+    reason = why_not_captured(decoder, cfg, max(lengths))
+    largest = sorted(lengths)[-(cfg.batch_size or len(lengths)) :]
+    if reason is None and sum(largest) > limit:
+        reason = f"a batch may take more than {ACTIVATION_BYTES / 2**30:g} GiB and be run in parts"
+    if reason is not None and cfg.cuda_graph:
+        raise ValueError(
+            f"cuda_graph=True, but the step can't be captured: {reason}; with cuda_graph=None it is captured "
+            "where it can be"
+        )
+    return reason is None
+
+
 @without_autocast
 def fit(
     model: nn.Module,
@@ -57,7 +81,8 @@ def fit(
     The model is patched first if it isn't, stays in evaluation mode while it trains, and is adapted in
     place. A step computes logits of the prediction tokens only, gradients of γ only, and nothing on padding.
     A batch whose activations would take more than 4 GiB is run in parts, with the same gradient. Where
-    the task has whole words, the loss counts all their tokens.
+    the task has whole words, the loss counts all their tokens. On a GPU steps are captured in CUDA graphs
+    where they can be (`cfg.cuda_graph`): the same step, but for the order of sums.
 
     Args:
         model: a causal language model of a supported family.
@@ -77,7 +102,8 @@ def fit(
 
     Raises:
         TypeError: a text is no string.
-        ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
+        ValueError: no shots, an unknown label, an empty text, colliding label words, an unsupported model, or
+            `cuda_graph=True` where the step can't be captured.
         NonFiniteError: the loss or the gradient is NaN or infinite; γ is put back to the last good step.
         CheckpointError: the checkpoint is damaged, or of a run with other shots, settings or weights.
         KeyboardInterrupt: Ctrl-C; the step was finished, and written to the checkpoint.
@@ -92,22 +118,32 @@ def fit(
     report, lm = patch_model(model), decoder.lm
     at_once = ACTIVATION_BYTES / _bytes_per_token(decoder)
 
+    def batch_of(rows: list[int], device: torch.device) -> Batch:
+        batch = labelled([prompts[i] for i in rows], [words[i] for i in rows], device)
+        return {**batch, "example_ids": torch.tensor(rows, device=device)}
+
     def passes(step: int, rows: list[int]) -> Iterator[tuple[float, Objective]]:
         for part in _parts(rows, lengths, at_once):
-            batch = labelled([prompts[i] for i in part], [words[i] for i in part], decoder.device)
-            batch["example_ids"] = torch.tensor(part, device=decoder.device)
-            yield len(part) / len(rows), objective(model, batch, cfg, step)
+            yield len(part) / len(rows), objective(model, batch_of(part, decoder.device), cfg, step)
+
+    def loss(batch: Batch, config: OFAConfig, step: Tensor) -> Objective:
+        return objective(model, batch, config, step)
 
     was_training = lm.training
     lm.eval()
     try:
         weights = [norm.module.weight for norm in report.norms]
+        if _captures(decoder, cfg, lengths, at_once):
+            host = partial(batch_of, device=torch.device("cpu"))
+            step = Captured(weights, loss, host, cfg, CudaGraphs(decoder.device))
+        else:
+            step = Uncaptured(weights, passes, cfg.weight_decay)
         kept = None
         if checkpoint is not None:
             of_classes = task.target_ids(tokenizer)
-            run = digest([asdict(cfg), asdict(task), list(shots), of_classes, str(lm.dtype)], weights)
+            run = digest([cfg.settings(), asdict(task), list(shots), of_classes, str(lm.dtype)], weights)
             kept = Checkpoint(Path(checkpoint), run)
-        result = train(weights, passes, len(shots), cfg.schedule(max_steps), progress, checkpoint=kept)
+        result = train(step, len(shots), cfg.schedule(max_steps), progress, kept)
     finally:
         lm.train(was_training)
     result.n_truncated = examples.n_truncated

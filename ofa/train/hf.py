@@ -29,7 +29,8 @@ class OFATrainer(Trainer):
         kwargs: as for `Trainer`.
 
     Raises:
-        ValueError: `args` ask for autocast (`bf16`, `fp16`), under which the loss is not computed.
+        ValueError: `args` ask for autocast (`bf16`, `fp16`), under which the loss is not computed; or
+            `ofa_config` for CUDA graphs.
     """
 
     def __init__(
@@ -42,6 +43,11 @@ class OFATrainer(Trainer):
                 f"{self.accelerator.mixed_precision}=True asks for autocast, and the loss is computed in the "
                 "model's own type; leave it out, and load the model in bfloat16 "
                 "(ofa.models.load(name, torch.bfloat16)): γ stays in float32"
+            )
+        if ofa_config is not None and ofa_config.cuda_graph:
+            raise ValueError(
+                "cuda_graph=True, but Trainer takes its steps itself, and they can't be captured; leave it "
+                "out, or use ofa.fit"
             )
         patch_model(model)
         self.ofa_config = ofa_config or OFAConfig()

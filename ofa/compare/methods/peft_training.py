@@ -16,6 +16,7 @@ from ofa.data.words import cross_entropy
 from ofa.loss.objective import Objective
 from ofa.passes.own_layers import token_states
 from ofa.train.loop import train
+from ofa.train.step import Uncaptured
 
 
 @contextmanager
@@ -71,7 +72,8 @@ def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: 
     was_training = lm.training
     lm.eval()
     try:
-        return len(train(weights, passes, len(shots), schedule, setting.progress).history)
+        step = Uncaptured(weights, passes, schedule.weight_decay)
+        return len(train(step, len(shots), schedule, setting.progress).history)
     finally:
         lm.train(was_training)
 

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
-from ofa.passes.packing import Packing
-from tests.ofa.conftest import make_batch
+import ofa
+from ofa.passes.packing import Packing, packed
+from tests.ofa.conftest import build_llama, make_batch
+
+CONFIG = ofa.OFAConfig(lambda_step=0.3, lambda_sharp=0.2, n_probes=2, seed=4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -49,3 +52,54 @@ def test_what_is_no_batch_is_refused():
         Packing.of(ids, torch.ones(2, 4))
     with pytest.raises(ValueError, match="example 1 of the batch has no real token"):
         Packing.of(ids, torch.tensor([[0, 1, 1], [0, 0, 0]]))
+
+
+def words_of_two_tokens():
+    batch = make_batch((7, 4, 5))
+    labels = torch.tensor([[5, -100], [6, 7], [8, 9]])
+    for row, n in ((1, 4), (2, 5)):
+        batch["input_ids"][row, n - 1] = labels[row, 0]
+    return {**batch, "labels": labels}
+
+
+@pytest.mark.parametrize(
+    ("batch", "multiples", "shape"),
+    [
+        (make_batch((7, 5)), (8, 4), (16, 8)),
+        (make_batch((3, 1, 4), "left"), (8, 4), (8, 4)),
+        (make_batch((8, 8)), (12, 8), (24, 16)),  # without more places there were no padding to stand at
+        (make_batch((8, 8)), (8, 4), (16, 8)),
+        (make_batch((9,)), (8, 4), (16, 12)),
+        (words_of_two_tokens(), (10, 4), (20, 8)),
+    ],
+    ids=["ragged", "as it is", "no padding", "full", "one", "words"],
+)
+def test_a_rounded_packing_changes_no_result(batch, multiples, shape):
+    model = build_llama()
+    weights = [norm.module.weight for norm in ofa.patch_model(model).norms]
+    before = packed(batch)["packing"]
+    after = before.rounded(*multiples)
+    assert (len(after.input_ids), after.real.shape[1]) == shape
+    found, expected = [], []
+    for results, packing in ((found, after), (expected, before)):
+        computed = ofa.objective(model, {**batch, "packing": packing}, CONFIG)
+        results += [computed.loss, *computed.terms().values()]
+        results += torch.autograd.grad(computed.loss, weights)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_added_rows_stand_at_padding_and_no_gradient_comes_from_there():
+    packing = Packing.of(*(make_batch((3, 1, 4))[name] for name in ("input_ids", "attention_mask")))
+    rounded = packing.rounded(6, 6)
+    n_rows, n_added = len(packing.input_ids), 4
+    assert len(rounded.input_ids) == n_rows + n_added and rounded.real.shape == (3, 6)
+    assert not rounded.real.flatten()[rounded.place_of[n_rows:]].any()
+    assert rounded.real.flatten()[rounded.place_of[:n_rows]].all()
+    assert (rounded.row_of < n_rows).all(), "attention looks at none of them"
+    assert torch.equal(rounded.lengths, packing.lengths) and torch.equal(rounded.following, packing.following)
+    rows = torch.randn(n_rows + n_added, 2, requires_grad=True)
+    padded, _, tail = rounded.unpack(rows)
+    assert torch.equal(rounded.pack(padded, tail)[:n_rows], rows[:n_rows])
+    (padded * rounded.real[..., None]).sum().backward()
+    assert not rows.grad[n_rows:].any() and rows.grad[:n_rows].all()

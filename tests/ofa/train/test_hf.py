@@ -160,6 +160,12 @@ def test_mixed_precision_is_refused_with_what_to_do(rows, tmp_path, kind):
     assert all(p.requires_grad for p in model.parameters()), "the model was patched"
 
 
+def test_graphs_are_refused_since_the_steps_are_the_trainers(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    with pytest.raises(ValueError, match=r"Trainer takes its steps itself.*use ofa\.fit"):
+        OFATrainer(build_llama(torch.float32), args, OFAConfig(cuda_graph=True))
+
+
 def test_a_model_in_bfloat16_trains_in_it(rows, tmp_path):
     runner = trainer(rows, tmp_path, torch.bfloat16, max_steps=2)
     before = gammas(runner)
