@@ -9,8 +9,9 @@ shared memory let. In a round each of them does one row, which takes as long as 
 * float64: its operations in float64;
 * latency: what one team does one after the other, for each of the row's steps (a row has one, and one more
   for each tangent). It issues the step's instructions and adds up over the team. What it reads is on its way
-  for LATENCY: a kernel that reads ahead waits only where that is longer than the steps meanwhile, which is
-  Little's law; another one waits for all of it.
+  for LATENCY, and as long as it takes at the rate of the team's multiprocessors alone. A kernel that reads
+  ahead waits only where that is longer than the steps meanwhile, which is Little's law; another waits for all
+  of it.
 
 The last round has the rows that are left: it costs as much latency as a full one. A launch itself costs
 LAUNCH, and LATENCY until the first bytes are there; so does a copy.
@@ -113,7 +114,8 @@ class Launch:
         step = (clocks + work.sums * SUM_CLOCKS) / card.clock
         if self.blocks > 1:
             step += work.sums * (BARRIER_CLOCKS / card.clock + LATENCY)
-        latency = CACHE_LATENCY if self.finishes else LATENCY
+        of_team = copy_rate(card) * self.blocks / card.multiprocessors
+        latency = CACHE_LATENCY if self.finishes else LATENCY + work.read / work.steps / of_team
         step = max(step, latency / self.ahead) if self.ahead else step + latency
         terms = {
             "memory": teams * moved / copy_rate(card),

@@ -240,6 +240,14 @@ def test_there_is_code_for_each_card_that_nvcc_knows_and_ptx_for_later_ones(
     assert f'-DOFA_CUDA_ARCHITECTURES="{built}"' in line
 
 
+def test_the_build_needs_nothing_but_python():
+    """An isolated build has neither PyTorch nor any other package."""
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])"
+    file = build_cuda.ROOT / "ofa_kernels" / "build_cuda.py"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_nvcc_that_is_too_old_or_knows_no_card_is_named(tree, monkeypatch):
     assert "CUDA 12 or later is needed" in (build_in(tree, monkeypatch, version="11.8") or "")
     assert "knows none of" in (build_in(tree, monkeypatch, known="70 75") or "")

@@ -46,16 +46,17 @@ def test_what_moves_enough_bytes_is_a_copy():
 
 
 def test_few_bytes_in_flight_are_latency_by_littles_law():
-    """A team that has a row in flight and is as quick as can be moves it once in LATENCY."""
+    """A team that has a row in flight and is as quick as can be: LATENCY, and the row's own time."""
     work = replace(WORK, instructions=0, sums=0)
     one_ahead = replace(PLAIN, work=work, rows=1000, teams=1, ahead=1)
-    assert one_ahead.times(H100)["latency"] == pytest.approx(1000 * LATENCY)
-    assert replace(one_ahead, ahead=2).times(H100)["latency"] == pytest.approx(500 * LATENCY)
-    assert replace(one_ahead, ahead=0).times(H100)["latency"] == pytest.approx(1000 * LATENCY)
+    alone = LATENCY + ROW / (copy_rate(H100) / 132)
+    assert one_ahead.times(H100)["latency"] == pytest.approx(1000 * alone)
+    assert replace(one_ahead, ahead=2).times(H100)["latency"] == pytest.approx(500 * alone)
+    assert replace(one_ahead, ahead=0).times(H100)["latency"] == pytest.approx(1000 * alone)
 
 
 def test_a_wave_that_is_not_full_costs_the_latency_of_a_full_one():
-    work = replace(WORK, read=0, written=0)
+    work = replace(WORK, written=0)
     full = replace(PLAIN, work=work, ahead=0, rows=264, teams=264, registers=128)
     assert full.resident(H100) == 264
     one_more = replace(full, rows=265, teams=265)
@@ -76,7 +77,8 @@ def test_registers_threads_and_shared_memory_each_limit_what_runs_at_once():
 
 
 def test_a_cluster_waits_for_its_barrier():
-    alone, cluster = PLAIN.round(H100, 66), replace(PLAIN, blocks=2).round(H100, 66)
+    launch = replace(PLAIN, work=replace(WORK, read=0))
+    alone, cluster = launch.round(H100, 66), replace(launch, blocks=2).round(H100, 66)
     assert cluster[0] > alone[0] + LATENCY and cluster[1] == "latency"
 
 
