@@ -37,8 +37,9 @@ FEATURES = {
     "128-bit copies": (r"\bLDGSTS\.E\S*\.128", 80),
     "cluster barriers": (r"\bUCGABAR_WAIT", 90),
     "early begin": (r"\bACQBULK", 90),  # waits itself for the kernels in front of it
+    "device fences": (r"\bMEMBAR\.\w+\.GPU", 90),  # nobody's claim: each waits until all stores are in memory
 }
-LOADS, STORES, COPIES, CLUSTER, EARLY = FEATURES
+LOADS, STORES, COPIES, CLUSTER, EARLY, _ = FEATURES
 RING = (
     LOADS,
     STORES,

@@ -38,6 +38,8 @@ arch = sm_90a
         /*0020*/   UCGABAR_ARV ;
         /*0030*/   UCGABAR_WAIT ;
         /*0040*/   ACQBULK ;
+        /*0050*/   MEMBAR.ALL.GPU ;
+        /*0060*/   MEMBAR.ALL.CTA ;
 		Function : _ZN3ofa7forwardIdEEvv
         /*0010*/   EXIT ;
 """
@@ -75,9 +77,9 @@ def test_ptxas_log_and_machine_code_are_read():
     }
     counts = {key: list(of.values()) for key, of in cuda.parse_sass(SASS).items()}
     assert counts == {
-        ("80", "_ZN3ofa7forwardIfEEvv"): [1, 1, 1, 0, 0],
-        ("90a", "_ZN3ofa7forwardIfEEvv"): [1, 0, 0, 1, 1],
-        ("90a", "_ZN3ofa7forwardIdEEvv"): [0, 0, 0, 0, 0],
+        ("80", "_ZN3ofa7forwardIfEEvv"): [1, 1, 1, 0, 0, 0],
+        ("90a", "_ZN3ofa7forwardIfEEvv"): [1, 0, 0, 1, 1, 1],
+        ("90a", "_ZN3ofa7forwardIdEEvv"): [0, 0, 0, 0, 0, 0],
     }
     with pytest.raises(ValueError, match="nothing about registers"):
         cuda.parse_log("Compiling entry function '_Z1a' for 'sm_80'\nptxas info: nothing")
