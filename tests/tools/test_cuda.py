@@ -180,3 +180,24 @@ void use(float* x) { add_up_teams<<<1, 1>>>(x); }
     missing = ["no 128-bit loads", "no 128-bit copies", "no cluster barriers"]
     assert use.faults(jvp.kernel, "90a") == [f"{use.stack} bytes of stack", *missing]
     assert build_cuda.compile_all(compiler, ("90a",), pytest.fail, tmp_path) == objects
+
+
+def test_a_committed_table_that_is_not_what_nvcc_gives_fails(tmp_path, monkeypatch, capsys):
+    """But one by another nvcc says nothing of this one's machine code."""
+    architectures = build_cuda.ARCHITECTURES
+    compiler = build_cuda.Compiler(["nvcc"], "13.0.88", frozenset(a.rstrip("a") for a in architectures))
+    rows = [Row(kernel, "float", dict.fromkeys(architectures, GOOD)) for kernel in CLAIMS]
+    table = tmp_path / "cuda.md"
+    monkeypatch.setattr(cuda, "TABLE", table)
+    monkeypatch.setattr(cuda, "read", lambda objects: rows)
+    monkeypatch.setattr(build_cuda, "find_compiler", lambda: compiler)
+    monkeypatch.setattr(build_cuda, "compile_all", lambda *of: [])
+    assert cuda.main(["--write", str(table)]) == 0
+    assert cuda.main([]) == 0
+    text = table.read_text("utf-8")
+    table.write_text(text.replace("| 128 |", "| 127 |", 1), "utf-8")
+    assert cuda.main([]) == 1
+    assert "FAIL tools/cuda.md is not what these sources give" in capsys.readouterr().out
+    assert cuda.main(["--arch", "80"]) == 0
+    table.write_text(text.replace("13.0.88", "12.9.86").replace("| 128 |", "| 127 |"), "utf-8")
+    assert cuda.main([]) == 0
