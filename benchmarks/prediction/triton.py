@@ -32,7 +32,8 @@ def _launches(
         work: What a row is to each stage; to "apply" the same as to "row".
     """
     rows, programs = (count * p.n_blocks for count in teams)
-    ahead = p.pipeline - 1 if kernel == "rms_norm_backward" else 0
+    # of the loop over rows, where a program has several
+    ahead = p.pipeline - 1 if kernel == "rms_norm_backward" and programs < rows else 0
     in_flight = f", {p.pipeline} rows in flight" if ahead else ""
     launches = []
     for stage in p.stages:
