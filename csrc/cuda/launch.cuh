@@ -38,23 +38,30 @@ struct Plan {
     int64_t partials() const { return gathers || blocks == cluster ? 0 : blocks / cluster; }
 };
 
-// Threads and cluster for rows of `columns`, of which a thread has `vectors` vectors of T. No threads: they are too long.
+// Threads and cluster for rows of `columns`, of which a thread has `vectors` vectors of T, and a block's shared memory of
+// `fixed` bytes and `of_thread` for each of its threads. No threads: the rows are too long for the device.
 template <class T>
-inline Plan plan_row(const Device& device, int64_t columns, int vectors) {
-    const int64_t needed = (columns + LANES<T> - 1) / LANES<T>, of_block = int64_t(device.threads) * vectors;
-    Plan plan;
-    while (plan.cluster * of_block < needed) plan.cluster *= 2;
-    if (int64_t(plan.cluster) > device.cluster) return Plan();
-    const int64_t threads = (needed + vectors * plan.cluster - 1) / (vectors * plan.cluster);
-    plan.threads = static_cast<unsigned>((threads + WARP - 1) / WARP * WARP);
-    return plan;
+inline Plan plan_row(const Device& device, int64_t columns, int vectors, std::size_t fixed, std::size_t of_thread) {
+    const int64_t needed = (columns + LANES<T> - 1) / LANES<T>;
+    for (unsigned cluster = 1; int64_t(cluster) <= device.cluster; cluster *= 2) {
+        const int64_t share = (needed + vectors * cluster - 1) / (vectors * cluster);
+        const int64_t threads = (share + WARP - 1) / WARP * WARP;
+        if (threads > device.threads || fixed + threads * of_thread > device.shared_block) continue;
+        Plan plan;
+        plan.threads = static_cast<unsigned>(threads);
+        plan.cluster = cluster;
+        plan.shared = fixed + threads * of_thread;
+        return plan;
+    }
+    return Plan();
 }
 
 // Threads of a block that goes through rows of any length part by part, `vectors` vectors of T a thread.
 template <class T>
-inline Plan plan_parts(const Device& device, int64_t columns, int vectors) {
+inline Plan plan_parts(const Device& device, int64_t columns, int vectors, std::size_t fixed, std::size_t of_thread) {
     if (columns > INT32_MAX / 2) return Plan();  // a part may end past a row's end
-    return plan_row<T>(device, std::min<int64_t>(columns, int64_t(device.threads) * vectors * LANES<T>), vectors);
+    const int64_t part = int64_t(device.threads) * vectors * LANES<T>;
+    return plan_row<T>(device, std::min(columns, part), vectors, fixed, of_thread);
 }
 
 // A block for each of so many items, or as many as a grid may have.
@@ -62,12 +69,8 @@ inline void plan_items(Plan& plan, int64_t items) {
     plan.blocks = static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(items, INT32_MAX)));
 }
 
-// As many teams as run at once, and no more than `most`. None, if a block has not as much shared memory as it needs.
+// As many teams as run at once, and no more than `most`.
 inline void plan_teams(const Device& device, Plan& plan, int64_t most) {
-    if (plan.shared > device.shared_block) {
-        plan = Plan();
-        return;
-    }
     // registers let MAX_THREADS threads run on a multiprocessor
     const std::size_t by_shared = device.shared_multiprocessor / (plan.shared + BLOCK_SHARED);
     const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(MAX_THREADS / plan.threads, by_shared));
@@ -79,7 +82,7 @@ inline void plan_teams(const Device& device, Plan& plan, int64_t most) {
 // the blocks of one cluster, which add their sums up; otherwise that is a second kernel's.
 inline void plan_teams_with_sums(const Device& device, Plan& plan, int64_t rows, int64_t items) {
     const int64_t crew = device.cluster, of_block = (rows + crew - 1) / crew;
-    if (plan.possible() && plan.cluster == 1 && (of_block <= 1 || of_block * items <= ITEMS_OF_ONE_LAUNCH)) {
+    if (plan.cluster == 1 && (of_block <= 1 || of_block * items <= ITEMS_OF_ONE_LAUNCH)) {
         while (int64_t(plan.cluster) < std::min(rows, crew)) plan.cluster *= 2;
         plan.gathers = true;
         plan_teams(device, plan, 1);

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(MAX_THREADS) probes(ofa_preconditioned_probes 
     TeamSum<1> team_sum(team, memory);
     memory += TeamSum<1>::bytes();
     Signs<T, V> signs(memory, key_of(c.seed, seed_pointer), columns);
-    Ring<T, V> ring(memory + Signs<T, V>::bytes(blockDim.x), 1);
+    Ring<T, V> ring(memory + blockDim.x * Signs<T, V>::bytes(), 1);
     const int64_t share = (c.probes + gridDim.y - 1) / gridDim.y, begin = blockIdx.y * share;
     const int64_t end = begin + share < c.probes ? begin + share : c.probes;
 
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
     TeamSum<2> team_sum(team, memory);
     memory += TeamSum<2>::bytes();
     Signs<T, V> signs(memory, key_of(c.seed, seed_pointer), columns);
-    memory += Signs<T, V>::bytes(blockDim.x);
+    memory += blockDim.x * Signs<T, V>::bytes();
     Ring<T, V> ring(memory, 1);
 
     int64_t next_row = team.first_row();
@@ -245,9 +245,8 @@ __global__ void __launch_bounds__(MAX_THREADS)
 
 template <class T>
 inline Plan plan_signs(const Device& device, int64_t rows, int64_t columns) {
-    Plan plan = plan_parts<T>(device, columns, SHORT_VECTORS);
+    Plan plan = plan_parts<T>(device, columns, SHORT_VECTORS, 0, Signs<T, SIGNS_VECTORS<T>>::bytes());
     if (!plan.possible()) return plan;
-    plan.shared = Signs<T, SIGNS_VECTORS<T>>::bytes(plan.threads);
     const int64_t part = int64_t(plan.threads) * SIGNS_VECTORS<T> * LANES<T>;
     plan_items(plan, rows * ((columns + part - 1) / part));
     return plan;
@@ -279,9 +278,8 @@ template <class T>
 struct ProbeDot {
     static Plan plan(const Device& device, const ofa_probe_dot& c) {
         constexpr int V = PROBES_VECTORS<T>;
-        Plan plan = plan_parts<T>(device, c.columns, V);
+        Plan plan = plan_parts<T>(device, c.columns, V, TeamSum<1>::bytes(), Signs<T, V>::bytes());
         if (!plan.possible()) return plan;
-        plan.shared = TeamSum<1>::bytes() + Signs<T, V>::bytes(plan.threads);
         plan_items(plan, c.probes * c.rows);
         return plan;
     }
@@ -295,9 +293,9 @@ template <class T>
 struct PreconditionedProbes {
     static Plan plan(const Device& device, const ofa_preconditioned_probes& c) {
         constexpr int V = PROBES_VECTORS<T>;
-        Plan plan = plan_row<T>(device, c.columns, V);
+        const std::size_t of_thread = Signs<T, V>::bytes() + Ring<T, V>::bytes(1);
+        Plan plan = plan_row<T>(device, c.columns, V, TeamSum<1>::bytes(), of_thread);
         if (!plan.possible()) return plan;
-        plan.shared = TeamSum<1>::bytes() + Signs<T, V>::bytes(plan.threads) + Ring<T, V>::bytes(plan.threads, 1);
         // few rows leave room for several teams on each, with some of the probes
         const int64_t room = device.multiprocessors / std::max<int64_t>(1, c.rows * plan.cluster);
         plan.passes = static_cast<unsigned>(std::max<int64_t>(1, std::min(room, c.probes)));
@@ -314,9 +312,9 @@ template <class T>
 struct PreconditionedProbesBackward {
     static Plan plan(const Device& device, const ofa_preconditioned_probes_backward& c) {
         constexpr int V = PROBES_BACKWARD_VECTORS<T>;
-        Plan plan = plan_row<T>(device, c.columns, V);
+        const std::size_t of_thread = Signs<T, V>::bytes() + Ring<T, V>::bytes(1);
+        Plan plan = plan_row<T>(device, c.columns, V, TeamSum<2>::bytes(), of_thread);
         if (!plan.possible()) return plan;
-        plan.shared = TeamSum<2>::bytes() + Signs<T, V>::bytes(plan.threads) + Ring<T, V>::bytes(plan.threads, 1);
         plan_teams_with_sums(device, plan, c.rows, 1 + c.probes);
         return plan;
     }

@@ -135,9 +135,9 @@ template <class T>
 struct NormForward {
     static Plan plan(const Device& device, const ofa_norm_forward& c) {
         constexpr int V = FORWARD_VECTORS<T>;
-        Plan plan = plan_row<T>(device, c.columns, V);
+        const std::size_t of_thread = Ring<T, V>::bytes(c.residual ? 2 : 1);
+        Plan plan = plan_row<T>(device, c.columns, V, TeamSum<1>::bytes(), of_thread);
         if (!plan.possible()) return plan;
-        plan.shared = TeamSum<1>::bytes() + Ring<T, V>::bytes(plan.threads, c.residual ? 2 : 1);
         plan_teams(device, plan, c.rows);
         return plan;
     }
@@ -151,9 +151,8 @@ template <class T>
 struct NormBackward {
     static Plan plan(const Device& device, const ofa_norm_backward& c) {
         constexpr int V = BACKWARD_VECTORS<T>;
-        Plan plan = plan_row<T>(device, c.columns, V);
+        Plan plan = plan_row<T>(device, c.columns, V, TeamSum<2>::bytes(), Ring<T, V>::bytes(c.ds ? 3 : 2));
         if (!plan.possible()) return plan;
-        plan.shared = TeamSum<2>::bytes() + Ring<T, V>::bytes(plan.threads, c.ds ? 3 : 2);
         if (c.dw)
             plan_teams_with_sums(device, plan, c.rows, 1);
         else

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backwar
     TeamSum<2> team_sum(team, memory);
     memory += TeamSum<2>::bytes();
     Ring<T, V> ring(memory, 2);
-    SharedSums<T, V> dw_dot(memory + Ring<T, V>::bytes(blockDim.x, 2), c.dw_dot ? end - begin : 0);
+    SharedSums<T, V> dw_dot(memory + blockDim.x * Ring<T, V>::bytes(2), c.dw_dot ? end - begin : 0);
     const T* x_dot = static_cast<const T*>(c.x_dot);
     const T* dy_dot = static_cast<const T*>(c.dy_dot);
 
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(MAX_THREADS)
     TeamSum<3> team_sum(team, memory);
     memory += TeamSum<3>::bytes();
     Ring<T, V> ring(memory, 2);
-    SharedSums<T, V> dw_dot(memory + Ring<T, V>::bytes(blockDim.x, 2),
+    SharedSums<T, V> dw_dot(memory + blockDim.x * Ring<T, V>::bytes(2),
                              c.dw_dot ? own_end - begin : 0);
     const T* x_dot = all ? static_cast<const T*>(c.x_dot) : nullptr;
 

@@ -60,12 +60,12 @@ template <class T, int VECTORS>
 class SharedSums {
   public:
     using A = Acc<T>;
-    // `memory` as long as `bytes` says.
+    // `memory` as long as `bytes` says, for each row and thread.
     __device__ SharedSums(void* memory, int rows) : memory_(static_cast<uint4*>(memory) + threadIdx.x), rows_(rows) {
         for (int i = 0; i < rows * PLACES; ++i) memory_[i * blockDim.x] = {0, 0, 0, 0};
     }
-    // Of a row.
-    static std::size_t bytes(unsigned threads) { return std::size_t(PLACES) * threads * sizeof(uint4); }
+    // Of a row and thread.
+    static constexpr std::size_t bytes() { return PLACES * sizeof(uint4); }
 
     __device__ void add(int row, int vector, const A (&values)[LANES<T>]) {
 #pragma unroll

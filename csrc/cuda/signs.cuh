@@ -54,7 +54,8 @@ class Signs {
     __device__ Signs(void* memory, Key key, Columns<T, VECTORS> columns)
         : calls_(static_cast<uint4*>(memory) + threadIdx.x / WARP * WARP), key_(key), columns_(columns) {}
 
-    __host__ __device__ static constexpr std::size_t bytes(unsigned threads) { return threads * sizeof(uint4); }
+    // Of a thread.
+    __host__ __device__ static constexpr std::size_t bytes() { return sizeof(uint4); }
 
     // Make those of a probe and the ones that follow it. Every thread of the warp calls it.
     __device__ void make(Probe probe) {

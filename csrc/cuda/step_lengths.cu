@@ -108,9 +108,8 @@ __global__ void __launch_bounds__(MAX_THREADS) backward(ofa_step_lengths_backwar
 template <class T>
 struct StepLengths {
     static Plan plan(const Device& device, const ofa_step_lengths& c) {
-        Plan plan = plan_parts<T>(device, c.columns, STEP_VECTORS<T>);
+        Plan plan = plan_parts<T>(device, c.columns, STEP_VECTORS<T>, TeamSum<1>::bytes(), 0);
         if (!plan.possible()) return plan;
-        plan.shared = TeamSum<1>::bytes();
         plan_items(plan, c.steps * c.examples);
         return plan;
     }
@@ -123,7 +122,7 @@ struct StepLengths {
 template <class T>
 struct StepLengthsBackward {
     static Plan plan(const Device& device, const ofa_step_lengths_backward& c) {
-        Plan plan = plan_parts<T>(device, c.columns, STATES_VECTORS<T>);
+        Plan plan = plan_parts<T>(device, c.columns, STATES_VECTORS<T>, 0, 0);
         if (!plan.possible()) return plan;
         const int64_t part = int64_t(plan.threads) * STATES_VECTORS<T> * LANES<T>;
         plan_items(plan, (c.steps + 1) * c.examples * ((c.columns + part - 1) / part));

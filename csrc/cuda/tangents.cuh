@@ -34,14 +34,14 @@ class Items {
 template <class T, int VECTORS, int SUMS>
 inline Plan plan_tangents(const Device& device, int64_t rows, int64_t columns, int64_t tangents, int operands, bool sums,
                           bool any_sums) {
-    Plan plan = plan_row<T>(device, columns, VECTORS);
+    const std::size_t fixed = TeamSum<SUMS>::bytes(), ring = Ring<T, VECTORS>::bytes(operands);
+    const std::size_t of_tangent = sums ? SharedSums<T, VECTORS>::bytes() : 0;
+    Plan plan = plan_row<T>(device, columns, VECTORS, fixed, ring + of_tangent);
     if (!plan.possible()) return plan;
-    const std::size_t fixed = TeamSum<SUMS>::bytes() + Ring<T, VECTORS>::bytes(plan.threads, operands);
-    const std::size_t of_tangent = sums ? SharedSums<T, VECTORS>::bytes(plan.threads) : 0;
-    if (fixed + of_tangent > device.shared_block) return Plan();
-    const int64_t most = of_tangent ? (device.shared_block - fixed) / of_tangent : std::max<int64_t>(tangents, 1);
+    const int64_t room = (device.shared_block - fixed) / plan.threads - ring;
+    const int64_t most = sums ? room / of_tangent : std::max<int64_t>(tangents, 1);
     plan.passes = static_cast<unsigned>(std::max<int64_t>(1, (tangents + most - 1) / most));
-    plan.shared = fixed + of_tangent * tangents_of_pass(tangents, plan.passes);
+    plan.shared = fixed + plan.threads * (ring + of_tangent * tangents_of_pass(tangents, plan.passes));
     if (any_sums)
         plan_teams_with_sums(device, plan, rows, 1 + tangents_of_pass(tangents, plan.passes));
     else

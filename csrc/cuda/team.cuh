@@ -95,8 +95,9 @@ class Ring {
     __device__ Ring(void* memory, int operands)
         : memory_(static_cast<uint4*>(memory) + threadIdx.x), operands_(operands) {}
 
-    __host__ __device__ static std::size_t bytes(unsigned threads, int operands) {
-        return std::size_t(STAGES) * operands * VECTORS * threads * sizeof(uint4);
+    // Of a thread.
+    __host__ __device__ static constexpr std::size_t bytes(int operands) {
+        return std::size_t(STAGES) * operands * VECTORS * sizeof(uint4);
     }
 
     // Fetch a row as an operand of the item that is STAGES - 1 ahead (before the first `advance`: of the next one).
