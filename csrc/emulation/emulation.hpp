@@ -1,7 +1,7 @@
 // CUDA's execution model on a CPU, for tests: a fiber for each thread of a cluster, one cluster after another.
 //
-// It is as unkind as a device may be. Shared memory begins as NaN. A warp runs far ahead of the others or waits, clusters
-// run in any order, and an asynchronous copy arrives at once or only where the program waits for it: a seed decides.
+// It is as unkind as a device may be. Shared memory begins as NaN. A warp runs far ahead of the others or waits, lanes
+// and clusters run in any order, and a copy arrives at once or only where the program waits for it: a seed decides.
 // Faults, of which `launch` tells, are a barrier or a shuffle that not all threads reach, a vector that is not aligned,
 // a write past the end of shared memory, more of it than there is, and a look into that of a block that has not begun or
 // has ended.
@@ -40,7 +40,7 @@ struct Barrier {
 };
 
 struct Warp {
-    Barrier barrier;
+    Barrier barrier, shuffle;
     uint64_t lanes[2][WARP];  // what a shuffle exchanges: this one's and the next one's
 };
 
@@ -149,10 +149,11 @@ inline void run_cluster(Launch& launch) {
         left = false;
         for (unsigned w = 0; w < n_warps; ++w) {
             const bool turn = launch.draw() & 1;
+            const unsigned turned = launch.draw() & 1 ? WARP - 1 : 0;  // the last lane runs first
             for (bool ran = true; ran && launch.fault.empty();) {
                 ran = false;
                 for (unsigned lane = 0; lane < WARP; ++lane) {
-                    Thread& thread = *launch.threads[w * WARP + lane];
+                    Thread& thread = *launch.threads[w * WARP + (lane ^ turned)];
                     left |= !thread.done;
                     if (!thread.runnable()) continue;
                     stuck = false;
@@ -182,7 +183,9 @@ inline void begin_cluster(Launch& launch, unsigned first) {
         std::memset(block.shared, POISON, launch.shared);
         std::memset(block.shared + launch.shared, GUARD, GUARD_BYTES);
         block.barrier = {threads, "a barrier that not all threads of the block reach"};
-        block.warps.assign(threads / WARP, Warp{{WARP, "a shuffle in which not all lanes take part"}, {}});
+        block.warps.assign(threads / WARP, Warp{{WARP, "a barrier that not all lanes of the warp reach"},
+                                                {WARP, "a shuffle in which not all lanes take part"},
+                                                {}});
         block.begun = block.ended = 0;
     }
     for (unsigned i = 0; i < threads * launch.cluster; ++i) {
@@ -244,7 +247,7 @@ T shuffle(T value, unsigned from) {
     Warp& warp = own_warp();
     uint64_t* lanes = warp.lanes[self().shuffles++ & 1];
     std::memcpy(&lanes[self().number % WARP], &value, sizeof value);
-    wait(warp.barrier);
+    wait(warp.shuffle);
     std::memcpy(&value, &lanes[from], sizeof value);
     return value;
 }
