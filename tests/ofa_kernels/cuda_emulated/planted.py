@@ -104,7 +104,7 @@ BUGS = [
         odd_columns,
     ),
     Bug(
-        "nor is that of a row that is not aligned",
+        "nor is the end of a row that is not aligned",
         "rows.cuh",
         "values[j] = j < count ? value_of(from[j]) : Acc<T>(0);",
         "values[j] = j < count || count ? value_of(from[j]) : Acc<T>(0);",
@@ -156,7 +156,7 @@ BUGS = [
     # --- sums ---
     Bug("dw starts as anything", NORM, "A w[V][L], dw[V][L] = {};", "A w[V][L], dw[V][L];", many_rows),
     Bug(
-        "dw of no rows is anything",
+        "zeros of dw are not written",
         "rows.cuh",
         "if (begin + j < columns) to[begin + j] = packed<W>",
         "if (begin + j < columns && values[v * lanes + j] != 0) to[begin + j] = packed<W>",
