@@ -201,6 +201,7 @@ static void norm_forward(Case& t) {
     }
     c.y = t.output(c.dtype, c.rows * c.columns);
     if (c.residual) c.s = t.output(c.dtype, c.rows * c.columns);
+    if (t.one_in(2)) c.rstd = t.output(computed_in(c.dtype), c.rows);
     t.run(ofa_run_norm_forward, c);
 }
 
@@ -215,6 +216,7 @@ static void norm_backward(Case& t) {
         const Rows ds = t.rows_of(c.dtype, 1, c.rows, c.columns);
         c.ds = ds.data, c.ds_stride = ds.stride;
     }
+    if (t.one_in(2)) c.rstd = t.input(computed_in(c.dtype), c.rows);
     t.run(ofa_run_norm_backward, c);
 }
 

@@ -37,7 +37,7 @@ def check_norm(name: str, x: Tensor, weight: Tensor) -> None:
         check_tensor(name, "weight", weight)
         if x.device != weight.device:
             raise ValueError(f"{name}: x is on {x.device} and weight on {weight.device}; move one of them")
-    if not sizes or sizes[-1] == 0 or weight.shape != sizes[-1:]:
+    if not sizes or sizes[-1] == 0 or weight.numel() != sizes[-1] or weight.dim() != 1:
         raise ValueError(
             f"{name}: weight must be [N] for an x of [..., N] with N >= 1, got {tuple(weight.shape)} "
             f"for {tuple(x.shape)}"
@@ -120,4 +120,6 @@ def checked_ids(name: str, rows: tuple[int, ...], example_ids: Tensor | None, de
         raise ValueError(
             f"{name}: example_ids must be one id a row, {tuple(rows)}, got {tuple(example_ids.shape)}"
         )
+    if example_ids.dtype == torch.int64 and example_ids.dim() == 1 and example_ids.device == device:
+        return example_ids
     return example_ids.to(device, torch.int64).reshape(-1)

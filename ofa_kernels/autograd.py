@@ -2,11 +2,16 @@
 
 Every function follows `torch.func`'s rules (`setup_context`, `jvp`, `vmap`), so `grad`, `vjp`, `jvp`, `vmap`
 and their nestings work. The derivative of a norm's derivative is a kernel again; the derivative of that is
-taken of the formulas in `reference.py`, so every order is right. `kernels` is the backend's module (`native`
-or `triton.launch`), chosen in the forward pass; whether it may be called is asked again at every call.
+taken of the formulas in `reference.py`, so every order is right. `kernels` is the backend's module (`native`,
+`cuda` or `triton.launch`), chosen in the forward pass; whether it may be called is asked again at every call.
+
+A list in the options of a norm is there where a plain call is recorded (`Operator.record`): its tensors are
+memory, and a backend that saves rstd leaves it in the list for the first order. In the options of a tangent,
+`asked` says the same.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -15,6 +20,9 @@ from ofa_kernels import reference
 from ofa_kernels.boundary import matching, ready
 from ofa_kernels.composed import Composed, Operator, first_order, in_forward_mode, legacy_batched
 from ofa_kernels.dtypes import accumulation_dtype
+
+# elements of x; with fewer, the memory for rstd takes the host longer than the backward gains
+RSTD_FROM = 1 << 20
 
 
 def _batch_in_front(info, in_dims, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -25,102 +33,117 @@ def _batch_in_front(info, in_dims, tensors: Sequence[Tensor | None]) -> list[Ten
     ]
 
 
+def _make_room(rstd: list[Tensor], kernels: ModuleType, x: Tensor) -> None:
+    """Append [rows] to the list, where the backend fills it and the backward gains by it."""
+    if x.numel() >= RSTD_FROM and getattr(kernels, "SAVES_RSTD", False):
+        rstd.append(x.new_empty(x.numel() // x.size(-1), dtype=accumulation_dtype(x)))
+
+
+def _saved_rstd(ctx) -> list[Tensor]:
+    """The list of a recorded forward, if x is what it was then.
+
+    PyTorch refuses what was changed in place, unless hooks on saved tensors have handled it: they may return
+    anything.
+    """
+    rstd = ctx.options[4]
+    return rstd if rstd and ctx._raw_saved_tensors[0].unpack_hook is None else []
+
+
 class RMSNorm(Operator):
     """(x, w) -> y."""
 
-    n_tensors = 2
-
     @staticmethod
     def formula(options):
-        return lambda x, weight: reference.rms_norm(x, weight, *options[1:])
+        return lambda x, weight: reference.rms_norm(x, weight, *options[1:4])
 
     @staticmethod
-    def forward(x, weight, kernels, eps, offset, rounding):
-        return ready(kernels, x, weight).rms_norm_forward(x, weight, eps, offset, rounding)
+    def forward(x, weight, options):
+        kernels, eps, offset, rounding, rstd = options
+        if rstd is None:
+            return ready(kernels, x, weight).rms_norm_forward(x, weight, eps, offset, rounding)
+        _make_room(rstd, kernels, x)
+        return kernels.rms_norm_forward(x, weight, eps, offset, rounding, *rstd)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, ctx.kernels, ctx.eps, ctx.offset, _ = inputs
+        x, weight, ctx.options = inputs
         ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
         ctx.set_materialize_grads(False)
+        if ctx.options[4] is None:
+            ctx.save_for_forward(x, weight)
 
     @staticmethod
     def backward(ctx, dy):
         if dy is None:
-            return (None,) * 6
-        dx, dw = _backward(ctx, dy, None, *ctx.needs_input_grad[:2])
-        return dx, dw, None, None, None, None
+            return None, None, None
+        need_dx, need_dw, _ = ctx.needs_input_grad
+        return *_backward(ctx, dy, None, need_dx, need_dw), None
 
     @staticmethod
     def jvp(ctx, x_dot, weight_dot, *_):
         def rule(primals, tangents):
-            return RMSNormJvp.apply(*primals, *tangents, ctx.kernels, ctx.eps, ctx.offset)
+            return RMSNormJvp.apply(*primals, *tangents, (*ctx.options[:3], False))
 
         return in_forward_mode(ctx, rule, (x_dot, weight_dot))
 
     @staticmethod
-    def vmap(info, in_dims, x, weight, kernels, eps, offset, rounding):
+    def vmap(info, in_dims, x, weight, options):
         if in_dims[1] is None:  # rows are independent: a batch of rows is more rows
-            return RMSNorm.apply(x.movedim(in_dims[0], 0), weight, kernels, eps, offset, rounding), 0
-
-        def norm(x, weight):
-            return reference.rms_norm(x, weight, eps, offset, rounding)
-
-        return torch.func.vmap(norm, in_dims=in_dims[:2])(x, weight), 0
+            return RMSNorm.apply(x.movedim(in_dims[0], 0), weight, (*options[:4], None)), 0
+        return torch.func.vmap(RMSNorm.formula(options), in_dims=in_dims[:2])(x, weight), 0
 
 
 class AddRMSNorm(Operator):
     """(x, residual, w) -> (y, s) with s = x + residual."""
 
-    n_tensors = 3
-
     @staticmethod
     def formula(options):
-        return lambda *tensors: reference.add_rms_norm(*tensors, *options[1:])
+        return lambda *tensors: reference.add_rms_norm(*tensors, *options[1:4])
 
     @staticmethod
-    def forward(x, residual, weight, kernels, eps, offset, rounding):
-        kernels = ready(kernels, x, residual, weight)
-        return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
+    def forward(x, residual, weight, options):
+        kernels, eps, offset, rounding, rstd = options
+        if rstd is None:
+            kernels = ready(kernels, x, residual, weight)
+            return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
+        _make_room(rstd, kernels, x)
+        return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding, *rstd)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, residual, weight, ctx.kernels, ctx.eps, ctx.offset, _ = inputs
+        x, residual, weight, ctx.options = inputs
         ctx.save_for_backward(output[1], weight)
-        ctx.save_for_forward(x, residual, weight)
         ctx.set_materialize_grads(False)
+        if ctx.options[4] is None:
+            ctx.save_for_forward(x, residual, weight)
 
     @staticmethod
     def backward(ctx, dy, ds):
-        need_x, need_residual, need_dw, *_ = ctx.needs_input_grad
+        need_x, need_residual, need_dw, _ = ctx.needs_input_grad
         if dy is None:
-            return ds, ds, *(None,) * 5
+            return ds, ds, None, None
         dx, dw = _backward(ctx, dy, ds, need_x or need_residual, need_dw)
-        return dx if need_x else None, dx if need_residual else None, dw, None, None, None, None
+        return dx if need_x else None, dx if need_residual else None, dw, None
 
     @staticmethod
     def jvp(ctx, x_dot, residual_dot, weight_dot, *_):
         def rule(primals, tangents):
             x, residual, weight = primals
             x_dot, residual_dot, weight_dot = tangents
-            given = [matching(ctx.kernels, t, x) for t in (x_dot, residual_dot) if t is not None]
+            given = [matching(ctx.options[0], t, x) for t in (x_dot, residual_dot) if t is not None]
             s_dot = sum(given[1:], given[0]) if given else None
-            options = ctx.kernels, ctx.eps, ctx.offset
-            y_dot = RMSNormJvp.apply(x + residual, weight, s_dot, weight_dot, *options)
+            options = *ctx.options[:3], False
+            y_dot = RMSNormJvp.apply(x + residual, weight, s_dot, weight_dot, options)
             return y_dot, torch.zeros_like(x) if s_dot is None else s_dot
 
         return in_forward_mode(ctx, rule, (x_dot, residual_dot, weight_dot))
 
     @staticmethod
-    def vmap(info, in_dims, x, residual, weight, kernels, eps, offset, rounding):
+    def vmap(info, in_dims, x, residual, weight, options):
         if in_dims[2] is None:
             x, residual = _batch_in_front(info, in_dims[:2], (x, residual))
-            return AddRMSNorm.apply(x, residual, weight, kernels, eps, offset, rounding), (0, 0)
-
-        def norm(x, residual, weight):
-            return reference.add_rms_norm(x, residual, weight, eps, offset, rounding)
-
+            return AddRMSNorm.apply(x, residual, weight, (*options[:4], None)), (0, 0)
+        norm = AddRMSNorm.formula(options)
         return torch.func.vmap(norm, in_dims=in_dims[:3])(x, residual, weight), (0, 0)
 
 
@@ -131,36 +154,31 @@ class LayerNorm(Composed):
     order of reverse mode, since it takes mean and rstd for constants.
     """
 
-    n_tensors = 3
-
     @staticmethod
     def formula(options):
         return lambda x, weight, bias: reference.layer_norm(x, weight, bias, options[0])
 
     @staticmethod
-    def forward(x, weight, bias, eps, moments):
+    def forward(x, weight, bias, options):
+        eps, moments = options
         w, b = [None if t is None else t.to(_common(x, weight, bias)) for t in (weight, bias)]
         y, *found = torch.native_layer_norm(x.to(_common(x, weight, bias)), weight.shape, w, b, eps)
         moments[:] = found
         return y.to(x.dtype)
 
     @classmethod
-    def setup_context(cls, ctx, inputs, output):
-        super().setup_context(ctx, inputs, output)
-        ctx.moments = inputs[4]
-
-    @classmethod
     def backward(cls, ctx, dy):
-        x, weight, bias = saved = ctx.saved_tensors
-        if dy is None or not ctx.moments or not first_order() or legacy_batched(dy):
+        saved, (_, moments) = ctx.saved_tensors, ctx.options
+        x, weight, bias = saved
+        if dy is None or not moments or not first_order() or legacy_batched(dy):
             return super().backward(ctx, dy)
         inputs = [None if t is None else t.to(_common(x, weight, bias)) for t in (dy, x, weight, bias)]
         wanted = [*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2]]
         gradients = torch.ops.aten.native_layer_norm_backward(
-            *inputs[:2], weight.shape, *ctx.moments, *inputs[2:], wanted
+            *inputs[:2], weight.shape, *moments, *inputs[2:], wanted
         )
         like = zip(gradients, saved, strict=True)
-        return *(None if g is None else g.to(t.dtype) for g, t in like), None, None
+        return *(None if g is None else g.to(t.dtype) for g, t in like), None
 
 
 def _common(x: Tensor, *parameters: Tensor | None) -> torch.dtype:
@@ -171,12 +189,13 @@ def _common(x: Tensor, *parameters: Tensor | None) -> torch.dtype:
 
 def _backward(ctx, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, Tensor | None]:
     """(dx + ds, dw) for saved (x, weight), by the kernel alone where nothing watches."""
-    x, weight = ctx.saved_tensors
+    (x, weight), (chosen, eps, offset, *_) = ctx.saved_tensors, ctx.options
     if first_order():
-        kernels = ready(ctx.kernels, x, weight, dy, ds)
+        kernels = ready(chosen, x, weight, dy, ds)
         dy, ds = matching(kernels, dy, x), matching(kernels, ds, x)
-        return kernels.rms_norm_backward(x, weight, dy, ds, ctx.eps, ctx.offset, need_dx, need_dw)
-    dx, dw = RMSNormBackward.apply(x, weight, dy, ctx.kernels, ctx.eps, ctx.offset, need_dx, need_dw)
+        rstd = _saved_rstd(ctx) if kernels is chosen else []
+        return kernels.rms_norm_backward(x, weight, dy, ds, eps, offset, need_dx, need_dw, *rstd)
+    dx, dw = RMSNormBackward.apply(x, weight, dy, (chosen, eps, offset, need_dx, need_dw))
     if not need_dx:
         return None, dw
     return dx if ds is None else dx + ds, dw
@@ -184,8 +203,6 @@ def _backward(ctx, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, Tensor | No
 
 class RMSNormBackward(Composed):
     """(x, w, dy) -> (dx, dw); each is None where it is not needed."""
-
-    n_tensors = 3
 
     @staticmethod
     def formula(options):
@@ -197,7 +214,8 @@ class RMSNormBackward(Composed):
         return options[3:]
 
     @staticmethod
-    def forward(x, weight, dy, kernels, eps, offset, need_dx, need_dw):
+    def forward(x, weight, dy, options):
+        kernels, eps, offset, need_dx, need_dw = options
         kernels = ready(kernels, x, weight, dy)
         dy = matching(kernels, dy, x)
         return kernels.rms_norm_backward(x, weight, dy, None, eps, offset, need_dx, need_dw)
@@ -214,38 +232,36 @@ class RMSNormBackward(Composed):
             tangent, jvp = RMSNormBackwardTangent.forward, RMSNormJvp.forward
         dx = dw = ddy = None
         if need_x or need_weight:
-            dx, dw = tangent(x, weight, dy, u, v, None, kernels, eps, offset, need_weight)
+            dx, dw = tangent(x, weight, dy, u, v, None, (kernels, eps, offset, need_weight))
         if need_dy:
-            ddy = jvp(x, weight, u, v, kernels, eps, offset)
-        return dx, dw, ddy, None, None, None, None, None
+            ddy = jvp(x, weight, u, v, (kernels, eps, offset, False))
+        return dx, dw, ddy, None
 
     @classmethod
     def jvp(cls, ctx, x_dot, weight_dot, dy_dot, *_):
         kernels, eps, offset, need_dx, need_dw = ctx.options
 
         def rule(primals, tangents):
-            out = RMSNormBackwardTangent.apply(*primals, *tangents, kernels, eps, offset, need_dw)
+            out = RMSNormBackwardTangent.apply(*primals, *tangents, (kernels, eps, offset, need_dw))
             return out[0] if need_dx else None, out[1]
 
         return in_forward_mode(ctx, rule, (x_dot, weight_dot, dy_dot))
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
-        need_dw = arguments[-1]
+        *_, need_dw = options = arguments[3]
         if in_dims[1] is None and not need_dw:
             x, dy = _batch_in_front(info, in_dims[0:3:2], arguments[0:3:2])
-            return cls.apply(x, arguments[1], dy, *arguments[3:]), cls.out_dims(arguments[3:])
+            return cls.apply(x, arguments[1], dy, options), cls.out_dims(options)
         return super().vmap(info, in_dims, *arguments)
 
 
 class RMSNormJvp(Composed):
     """(x, w, ẋ, ẇ) -> ẏ, for tangents [*K, ...] that share one primal; one of ẋ and ẇ may be None."""
 
-    n_tensors = 4
-
     @staticmethod
     def formula(options):
-        _, eps, offset = options
+        _, eps, offset, _ = options
 
         def formula(x, weight, x_dot, weight_dot):
             return reference.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
@@ -253,9 +269,11 @@ class RMSNormJvp(Composed):
         return formula
 
     @staticmethod
-    def forward(x, weight, x_dot, weight_dot, kernels, eps, offset):
-        kernels = ready(kernels, x, weight, x_dot, weight_dot)
-        x_dot, weight_dot = matching(kernels, x_dot, x), matching(kernels, weight_dot, weight)
+    def forward(x, weight, x_dot, weight_dot, options):
+        kernels, eps, offset, asked = options
+        if not asked:
+            kernels = ready(kernels, x, weight, x_dot, weight_dot)
+            x_dot, weight_dot = matching(kernels, x_dot, x), matching(kernels, weight_dot, weight)
         return kernels.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
 
     @classmethod
@@ -263,24 +281,22 @@ class RMSNormJvp(Composed):
         if dy is None:
             return super().backward(ctx, dy)
         x, weight, x_dot, weight_dot = ctx.saved_tensors
-        kernels, eps, offset = ctx.options
-        options = kernels, eps, offset, ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        _, need_dw, _, need_dw_dot, _ = ctx.needs_input_grad
+        options = *ctx.options[:3], need_dw, need_dw_dot
         gradients = RMSNormJvpBackward.forward if first_order() else RMSNormJvpBackward.apply
-        dx, dw, dx_dot, dw_dot = gradients(x, weight, dy, x_dot, weight_dot, *options)
-        return dx, dw, None if x_dot is None else dx_dot, dw_dot, None, None, None
+        dx, dw, dx_dot, dw_dot = gradients(x, weight, dy, x_dot, weight_dot, options)
+        return dx, dw, None if x_dot is None else dx_dot, dw_dot, None
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
         if in_dims[0] is None and in_dims[1] is None:  # one more dimension of tangents
             tangents = _batch_in_front(info, in_dims[2:4], arguments[2:4])
-            return cls.apply(*arguments[:2], *tangents, *arguments[4:]), 0
+            return cls.apply(*arguments[:2], *tangents, (*arguments[4][:3], False)), 0
         return super().vmap(info, in_dims, *arguments)
 
 
 class RMSNormBackwardTangent(Composed):
     """(x, w, dy, ẋ, ẇ, dẏ) -> tangents of (dx, dw), [*K, ...]; dw's is None where it is not needed."""
-
-    n_tensors = 6
 
     @staticmethod
     def formula(options):
@@ -296,7 +312,8 @@ class RMSNormBackwardTangent(Composed):
         return True, options[3]
 
     @staticmethod
-    def forward(x, weight, dy, x_dot, weight_dot, dy_dot, kernels, eps, offset, need_dw):
+    def forward(x, weight, dy, x_dot, weight_dot, dy_dot, options):
+        kernels, eps, offset, need_dw = options
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot, dy_dot)
         dy, x_dot, dy_dot = (matching(kernels, t, x) for t in (dy, x_dot, dy_dot))
         tangents = x_dot, matching(kernels, weight_dot, weight), dy_dot
@@ -306,14 +323,12 @@ class RMSNormBackwardTangent(Composed):
     def vmap(cls, info, in_dims, *arguments):
         if all(dim is None for dim in in_dims[:3]):
             tangents = _batch_in_front(info, in_dims[3:6], arguments[3:6])
-            return cls.apply(*arguments[:3], *tangents, *arguments[6:]), cls.out_dims(arguments[6:])
+            return cls.apply(*arguments[:3], *tangents, arguments[6]), cls.out_dims(arguments[6])
         return super().vmap(info, in_dims, *arguments)
 
 
 class RMSNormJvpBackward(Composed):
     """(x, w, dy, ẋ, ẇ) -> gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; in w and ẇ they are None where not needed."""
-
-    n_tensors = 5
 
     @staticmethod
     def formula(options):
@@ -329,7 +344,8 @@ class RMSNormJvpBackward(Composed):
         return True, options[3], True, options[4]
 
     @staticmethod
-    def forward(x, weight, dy, x_dot, weight_dot, kernels, eps, offset, need_dw, need_dw_dot):
+    def forward(x, weight, dy, x_dot, weight_dot, options):
+        kernels, eps, offset, need_dw, need_dw_dot = options
         kernels = ready(kernels, x, weight, dy, x_dot, weight_dot)
         inputs = matching(kernels, dy, x), matching(kernels, x_dot, x), matching(kernels, weight_dot, weight)
         return kernels.rms_norm_jvp_backward(x, weight, *inputs, eps, offset, need_dw, need_dw_dot)

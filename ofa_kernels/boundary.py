@@ -26,6 +26,10 @@ def ready(kernels: ModuleType, *tensors: Tensor | None) -> ModuleType:
     What is no memory has no address: subclasses, wrappers of transforms, fake tensors, zeros that were never
     written, sparse ones. Lazily negated views have one, at which the values are not.
     """
+    return _ready(kernels, tensors)
+
+
+def _ready(kernels: ModuleType, tensors: tuple[Tensor | None, ...]) -> ModuleType:
     try:
         for t in tensors:
             if t is not None and (type(t) not in _CLASSES or not t.data_ptr() or t.is_neg()):
@@ -78,14 +82,14 @@ def _stand_in(kernels: ModuleType, tensors: tuple[Tensor | None, ...]) -> Module
     return operators if faked or dispatch_modes() else kernels
 
 
-def at_call(kernels: ModuleType, *tensors: Tensor) -> ModuleType | None:
+def at_call(kernels: ModuleType, tensors: tuple[Tensor, ...]) -> ModuleType | None:
     """The kernels for a call of a public operator; None where PyTorch composes all of it.
 
     Within a transform of torch.func every tensor is a wrapper; the Functions look at what is inside.
     """
     if transforming():
         return None if kernels is formulas else kernels
-    found = ready(kernels, *tensors)
+    found = _ready(kernels, tensors)
     if found is not formulas:
         return found
     for t in tensors:

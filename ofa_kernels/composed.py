@@ -18,10 +18,8 @@ def plain_call() -> bool:
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
-def differentiated(*tensors: Tensor) -> bool:
-    """Whether anything would ask how the result depends on the tensors."""
-    if not plain_call():
-        return True
+def recorded(*tensors: Tensor) -> bool:
+    """Whether a plain call is recorded for a backward pass."""
     if torch.is_grad_enabled():
         for t in tensors:
             if t.requires_grad:
@@ -75,12 +73,21 @@ def _functionalizing() -> bool:
 
 
 class Operator(Function):
-    """A Function of tensors, which come first and may be None, and of options.
+    """A Function of tensors, which may be None, and of a tuple of options, which comes last.
 
-    A subclass states `n_tensors`, how many of its arguments are tensors, `formula` and `forward`.
+    A subclass states `formula` and `forward`.
     """
 
-    n_tensors: int
+    record: Callable[..., Any]
+    """As `Function.apply`, for a plain call whose tensors are memory (`boundary.ready`).
+
+    It is the C++ below `Function.apply`, whose own look-up of default arguments takes longer than a kernel.
+    """
+
+    def __init_subclass__(cls, **options) -> None:
+        """Find `record`, which the stubs leave out."""
+        super().__init_subclass__(**options)
+        cls.record = super(Function, cls).apply  # pyright: ignore[reportAttributeAccessIssue]
 
     @staticmethod
     def formula(options: tuple) -> Callable:
@@ -89,10 +96,9 @@ class Operator(Function):
 
     @classmethod
     def apply(cls, *arguments) -> Any:
-        """As `Function.apply`, but for its look-up of default arguments, which takes longer than a kernel."""
+        """As `Function.apply`, for any call."""
         if not torch._C._are_functorch_transforms_active():
-            # the class in C++ that Function is made of, which the stubs leave out
-            return super(Function, cls).apply(*arguments)  # pyright: ignore[reportAttributeAccessIssue]
+            return cls.record(*arguments)
         if _functionalizing():
             return cls.composed(*arguments)
         return super().apply(*arguments)
@@ -100,7 +106,8 @@ class Operator(Function):
     @classmethod
     def composed(cls, *arguments):
         """The value by the formula, which PyTorch differentiates by itself."""
-        return cls.formula(arguments[cls.n_tensors :])(*arguments[: cls.n_tensors])
+        *tensors, options = arguments
+        return cls.formula(options)(*tensors)
 
 
 def _vjp(fn: Callable, *primals: Tensor) -> tuple[Any, Callable]:
@@ -133,15 +140,16 @@ class Composed(Operator):
     def apply(cls, *arguments) -> Any:
         """As `Operator.apply`; composed where `is_grads_batched` asks, whose vmap knows no Function."""
         if not torch._C._are_functorch_transforms_active():
-            if legacy_batched(*arguments[: cls.n_tensors]):
+            if legacy_batched(*arguments[:-1]):
                 return cls.composed(*arguments)
-            arguments = unwrap_dead_wrappers(arguments)  # what is saved within a level outlives it
+            # what is saved within a level outlives it
+            arguments = *unwrap_dead_wrappers(arguments[:-1]), arguments[-1]
         return super().apply(*arguments)
 
     @classmethod
     def composed(cls, *arguments):
         """The value by the formula, without what is not wanted."""
-        return cls._keep(arguments[cls.n_tensors :], super().composed(*arguments))
+        return cls._keep(arguments[-1], super().composed(*arguments))
 
     @staticmethod
     def wanted(options: tuple) -> tuple[bool, ...] | None:
@@ -151,15 +159,15 @@ class Composed(Operator):
     @classmethod
     def setup_context(cls, ctx, inputs, output):
         """Keep the tensors and the options."""
-        ctx.options = inputs[cls.n_tensors :]
-        ctx.save_for_backward(*inputs[: cls.n_tensors])
-        ctx.save_for_forward(*inputs[: cls.n_tensors])
+        *tensors, ctx.options = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
 
     @classmethod
     def backward(cls, ctx, *cotangents):
         """Gradients of ⟨cotangents, formula⟩; differentiable again."""
-        gradients: list[Tensor | None] = [None] * (cls.n_tensors + len(ctx.options))
+        gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         if all(c is None for c in cotangents):
             return tuple(gradients)
         # a level of torch.func that has ended leaves wrappers behind, which the next would take for its own
@@ -193,7 +201,7 @@ class Composed(Operator):
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
         """The formula for each member of the batch."""
-        tensors, options = arguments[: cls.n_tensors], arguments[cls.n_tensors :]
+        *tensors, options = arguments
         of_present, present, places = _present(cls.formula(options), tensors, integers=True)
         out = torch.func.vmap(of_present, in_dims=tuple(in_dims[i] for i in places))(*present)
         return cls._keep(options, out), cls.out_dims(options)

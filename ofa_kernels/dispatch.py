@@ -9,13 +9,29 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ofa_kernels import formulas, native
+from ofa_kernels import cuda, formulas, native
 from ofa_kernels.boundary import KERNEL_DTYPES, at_call
 
 ENVIRONMENT_VARIABLE = "OFA_BACKEND"
-BACKENDS = ("triton", "native", "reference")
+BACKENDS = ("cuda", "triton", "native", "reference")
 OPERATORS = ("rms_norm", "add_rms_norm", "rademacher", "preconditioned_probes", "probe_dot", "step_ratio")
 COMPOSED = ("hutchinson_trace", "layer_norm")
+
+
+def _cuda_refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the CUDA kernels can't serve such a tensor, or None."""
+    library = cuda.load()
+    if isinstance(library, str):
+        return library
+    if library.emulated:
+        # a tensor that says it is on a GPU where there is none is a test's, in the host's memory
+        if device.type == "cuda" and torch.cuda.is_available():
+            return f"the tensor is on {device}; the library is emulated, for tests"
+    elif device.type != "cuda":
+        return f"the tensor is on {device.type}; the CUDA kernels need a GPU"
+    elif reason := cuda.refuses(device.index or 0):
+        return reason
+    return None if dtype in KERNEL_DTYPES else f"no kernel for {dtype}"
 
 
 @cache
@@ -37,22 +53,22 @@ def _triton_missing() -> str | None:
     return None
 
 
-def _triton_refuses(x: Tensor) -> str | None:
-    """Why Triton can't serve x, or None."""
+def _triton_refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton can't serve such a tensor, or None."""
     if reason := _triton_missing():
         return reason
-    if not x.is_cuda and not _interpreting():
-        return f"the tensor is on {x.device.type}; Triton needs a GPU (or TRITON_INTERPRET=1, for tests)"
-    return None if x.dtype in KERNEL_DTYPES else f"no kernel for {x.dtype}"
+    if device.type != "cuda" and not _interpreting():
+        return f"the tensor is on {device.type}; Triton needs a GPU (or TRITON_INTERPRET=1, for tests)"
+    return None if dtype in KERNEL_DTYPES else f"no kernel for {dtype}"
 
 
-def _native_refuses(x: Tensor) -> str | None:
-    """Why the C++ kernels can't serve x, or None."""
+def _native_refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the C++ kernels can't serve such a tensor, or None."""
     if reason := native.missing():
         return reason
-    if x.device.type != "cpu":
-        return f"the tensor is on {x.device.type}; the C++ kernels work on CPU tensors"
-    return None if x.dtype in KERNEL_DTYPES else f"no kernel for {x.dtype}"
+    if device.type != "cpu":
+        return f"the tensor is on {device.type}; the C++ kernels work on CPU tensors"
+    return None if dtype in KERNEL_DTYPES else f"no kernel for {dtype}"
 
 
 # os.environ.get raises and catches a KeyError where there is nothing, which takes as long as a small norm
@@ -71,7 +87,8 @@ def _forced() -> str | None:
     return name
 
 
-_REFUSES = {"triton": _triton_refuses, "native": _native_refuses}
+_REFUSES = {"cuda": _cuda_refuses, "triton": _triton_refuses, "native": _native_refuses}
+_ON_GPU, _ON_CPU = ("cuda", "triton"), ("native",)
 
 
 def backend_for(x: Tensor) -> str:
@@ -83,33 +100,50 @@ def backend_for(x: Tensor) -> str:
         ValueError: `OFA_BACKEND` names no backend.
         RuntimeError: the forced backend can't serve x.
     """
-    return "reference" if torch.compiler.is_compiling() else _backend_for(x)
+    return "reference" if torch.compiler.is_compiling() else _choice(x)[0]
 
 
-def _backend_for(x: Tensor) -> str:
+def _choice(x: Tensor) -> tuple[str, ModuleType]:
+    """The backend that serves x, and its functions."""
     forced = _forced()
-    if forced in _REFUSES:
-        if reason := _REFUSES[forced](x):
-            raise RuntimeError(
-                f"{ENVIRONMENT_VARIABLE}={forced} can't run here: {reason}; unset it to use what can"
-            )
-        return forced
-    if forced:
-        return forced
-    best = "triton" if x.is_cuda else "native"
-    return best if _REFUSES[best](x) is None else "reference"
+    if forced is None:
+        return _best(x.device, x.dtype)
+    if forced in _REFUSES and (reason := _REFUSES[forced](x.device, x.dtype)):
+        raise RuntimeError(
+            f"{ENVIRONMENT_VARIABLE}={forced} can't run here: {reason}; unset it to use what can"
+        )
+    return forced, _module_of(forced)
 
 
-def kernels_of(x: Tensor) -> ModuleType:
-    """The functions that serve memory on x's device, whoever watches: a backend's, else the formulas."""
-    backend = _backend_for(x)
-    if backend == "native":
-        return native
+@cache
+def _best(device: torch.device, dtype: torch.dtype) -> tuple[str, ModuleType]:
+    """The backend that serves such a tensor where none is forced, and its functions."""
+    for backend in _ON_GPU if device.type == "cuda" else _ON_CPU:
+        if _REFUSES[backend](device, dtype) is None:
+            # Triton takes what it does as well as the CUDA kernels
+            shared = backend == "cuda" and _triton_missing() is None
+            return backend, cuda if shared else _module_of(backend)
+    return "reference", formulas
+
+
+def look_again() -> None:
+    """Forget which library of CUDA kernels there is, and what was chosen: the environment has changed."""
+    for found in (cuda.load, cuda.capability, _best):
+        found.cache_clear()
+
+
+@cache
+def _module_of(backend: str) -> ModuleType:
     if backend == "triton":
         from ofa_kernels.triton import launch
 
         return launch
-    return formulas
+    return {"cuda": cuda.calls, "native": native, "reference": formulas}[backend]
+
+
+def kernels_of(x: Tensor) -> ModuleType:
+    """The functions that serve memory on x's device, whoever watches: a backend's, else the formulas."""
+    return _choice(x)[1]
 
 
 def kernels_for(*tensors: Tensor) -> ModuleType | None:
@@ -118,7 +152,7 @@ def kernels_for(*tensors: Tensor) -> ModuleType | None:
     That is a backend's module; the registered operators where the call is recorded or faked; and composition
     for subclasses of Tensor (distributed, …) and for all that has no memory of its own.
     """
-    return None if torch.compiler.is_compiling() else at_call(kernels_of(tensors[0]), *tensors)
+    return None if torch.compiler.is_compiling() else at_call(_choice(tensors[0])[1], tensors)
 
 
 @dataclass(frozen=True)
@@ -151,26 +185,34 @@ def backend_report() -> BackendReport:
     """
     forced = _forced()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sample = torch.empty(1, device=device)
-    best = "triton" if device == "cuda" else "native"
-    chosen = forced or ("reference" if _REFUSES[best](sample) else best)
+    sample = torch.device(device, 0) if device == "cuda" else torch.device(device), torch.float32
+    best, kernels = _best(*sample)
+    chosen = forced or best
+    shared = not forced and kernels is cuda
 
     def state(backend: str) -> str:
-        reason = _REFUSES[backend](sample) if backend in _REFUSES else None
+        reason = _REFUSES[backend](*sample) if backend in _REFUSES else None
         if backend == chosen:
             how = f"forced by {ENVIRONMENT_VARIABLE}" if forced else "chosen"
             if reason:
                 return f"{how}, but can't run: {reason}"
-            detail = f", {native.description()}" if backend == "native" else ""
-            return f"serves {device} tensors ({how}{detail})"
+            detail = f", {_DESCRIBES[backend]()}" if backend in _DESCRIBES else ""
+            share = f": {cuda.SHARE}" if shared else ""
+            return f"serves {device} tensors ({how}{detail}){share}"
         if reason:
             return reason
         if forced:
             return f"not used: {ENVIRONMENT_VARIABLE}={forced}"
-        if backend == "triton":
-            return f"interpreted on {device}, for tests: used only where {ENVIRONMENT_VARIABLE}=triton"
+        if backend == "triton" and shared:
+            return f"serves {device} tensors: what the CUDA kernels leave, and rows too long for them"
+        if backend in _INTERPRETED and device == "cpu":
+            return f"{_INTERPRETED[backend]}, for tests: used only where {ENVIRONMENT_VARIABLE}={backend}"
         return "fallback: what the kernels don't take, and everything under torch.compile"
 
     rows = [(name, backend, state(backend)) for name in OPERATORS for backend in BACKENDS]
     rows += [(name, "PyTorch", "composed of the operators above and PyTorch") for name in COMPOSED]
     return BackendReport(tuple(rows))
+
+
+_DESCRIBES = {"cuda": cuda.description, "native": native.description}
+_INTERPRETED = {"cuda": "emulated on the CPU", "triton": "interpreted on the CPU"}

@@ -66,6 +66,8 @@ def probe_dot(t, seed, example_ids, layer):
 
 def probe_scale(scale, n_cols, seed, example_ids, layer, dtype):
     """Scale ν as [n_probes, rows, n_cols]."""
+    if scale.layout is not torch.strided:
+        scale = scale.to_dense()  # PyTorch's product with a dense tensor is wrong where it broadcasts
     like = scale.new_empty((0, n_cols), dtype=dtype)
     signs = _signs_like(like, example_ids, seed, layer, scale.shape[0])
     return (scale.to(signs.dtype)[..., None] * signs).to(dtype)

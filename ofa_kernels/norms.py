@@ -7,7 +7,7 @@ from ofa_kernels import reference
 from ofa_kernels.arguments import check_norm, check_tensor, norm_arguments
 from ofa_kernels.autograd import AddRMSNorm, LayerNorm, RMSNorm, RMSNormJvp
 from ofa_kernels.boundary import tracing
-from ofa_kernels.composed import differentiated
+from ofa_kernels.composed import plain_call, recorded
 from ofa_kernels.dispatch import kernels_for
 
 ROUNDINGS = ("hf", "fp32")
@@ -46,8 +46,10 @@ def rms_norm(
     kernels = kernels_for(x, weight)
     if kernels is None:
         return reference.rms_norm(x, weight, eps, offset, rounding)
-    if differentiated(x, weight):
-        return RMSNorm.apply(x, weight, kernels, eps, offset, rounding)
+    if not plain_call():
+        return RMSNorm.apply(x, weight, (kernels, eps, offset, rounding, None))
+    if recorded(x, weight):
+        return RMSNorm.record(x, weight, (kernels, eps, offset, rounding, []))
     return kernels.rms_norm_forward(x, weight, eps, offset, rounding)
 
 
@@ -92,8 +94,10 @@ def add_rms_norm(
     kernels = kernels_for(x, residual, weight)
     if kernels is None:
         return reference.add_rms_norm(x, residual, weight, eps, offset, rounding)
-    if differentiated(x, residual, weight):
-        return AddRMSNorm.apply(x, residual, weight, kernels, eps, offset, rounding)
+    if not plain_call():
+        return AddRMSNorm.apply(x, residual, weight, (kernels, eps, offset, rounding, None))
+    if recorded(x, residual, weight):
+        return AddRMSNorm.record(x, residual, weight, (kernels, eps, offset, rounding, []))
     return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
 
 
@@ -126,8 +130,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps
     if torch.compiler.is_compiling() or tracing():
         return reference.layer_norm(x, weight, bias, eps)
     parameters = (weight,) if bias is None else (weight, bias)
-    norm = LayerNorm.apply if differentiated(x, *parameters) else LayerNorm.forward
-    return norm(x, weight, bias, eps, [])
+    norm = LayerNorm.forward if plain_call() and not recorded(x, *parameters) else LayerNorm.apply
+    return norm(x, weight, bias, (eps, []))
 
 
 def rms_norm_jvp(
@@ -166,6 +170,8 @@ def rms_norm_jvp(
     kernels = kernels_for(x, x_dot, weight)
     if kernels is None:
         return reference.rms_norm_jvp(x, weight, x_dot, None, eps, offset)
-    if differentiated(x, weight, x_dot):
-        return RMSNormJvp.apply(x, weight, x_dot, None, kernels, eps, offset)
+    if not plain_call():
+        return RMSNormJvp.apply(x, weight, x_dot, None, (kernels, eps, offset, False))
+    if recorded(x, weight, x_dot):
+        return RMSNormJvp.record(x, weight, x_dot, None, (kernels, eps, offset, True))
     return kernels.rms_norm_jvp(x, weight, x_dot, None, eps, offset)

@@ -18,7 +18,7 @@ from ofa_kernels.arguments import (
     norm_arguments,
 )
 from ofa_kernels.boundary import KERNEL_DTYPES, matching, ready
-from ofa_kernels.composed import Composed, differentiated, first_order
+from ofa_kernels.composed import Composed, first_order, plain_call, recorded
 from ofa_kernels.dispatch import kernels_for
 from ofa_kernels.reference import Seed
 
@@ -80,8 +80,6 @@ class _Signs(Composed):
     A transform of torch.func wraps whatever is made within it, and only a Function is handed real memory.
     """
 
-    n_tensors = 3
-
     @staticmethod
     def formula(options):
         _, n_cols, n_probes, number, dtype = options
@@ -93,7 +91,8 @@ class _Signs(Composed):
         return formula
 
     @staticmethod
-    def forward(ids, layers, seed, kernels, n_cols, n_probes, number, dtype):
+    def forward(ids, layers, seed, options):
+        kernels, n_cols, n_probes, number, dtype = options
         kernels = ready(kernels, ids, layers, seed)
         return kernels.rademacher(n_cols, ids, n_probes, layers, number if seed is None else seed, dtype)
 
@@ -112,7 +111,7 @@ def _signs(
     options = kernels, n_cols, n_probes, number, dtype
     if kernels is None:
         return _Signs.formula(options)(example_ids, layers, key)
-    return _Signs.apply(example_ids, layers, key, *options)
+    return _Signs.apply(example_ids, layers, key, options)
 
 
 def rademacher(
@@ -175,8 +174,6 @@ def _checked_layer(name: str, layer: int) -> int:
 class _PreconditionedProbes(Composed):
     """(z [rows, D], w, ids, seed or None) -> P ν [n_probes, rows, D]."""
 
-    n_tensors = 4
-
     @staticmethod
     def formula(options):
         _, eps, offset, number, n_probes, layer = options
@@ -188,7 +185,8 @@ class _PreconditionedProbes(Composed):
         return formula
 
     @staticmethod
-    def forward(z, weight, ids, seed, kernels, eps, offset, number, n_probes, layer):
+    def forward(z, weight, ids, seed, options):
+        kernels, eps, offset, number, n_probes, layer = options
         kernels = ready(kernels, z, weight, ids, seed)
         seed = number if seed is None else seed
         return kernels.preconditioned_probes(z, weight, eps, offset, seed, n_probes, ids, layer)
@@ -202,13 +200,11 @@ class _PreconditionedProbes(Composed):
         seed = number if seed is None else seed
         dp = matching(kernels, dp, z)
         dz, dw = kernels.preconditioned_probes_backward(z, weight, dp, eps, offset, seed, ids, layer)
-        return dz, dw, *(None,) * 8
+        return dz, dw, None, None, None
 
 
 class _ProbeDot(Composed):
     """(t [n_probes, rows, D], ids, seed or None) -> Σ_columns ν t [n_probes, rows]."""
-
-    n_tensors = 3
 
     @staticmethod
     def formula(options):
@@ -220,7 +216,8 @@ class _ProbeDot(Composed):
         return formula
 
     @staticmethod
-    def forward(t, ids, seed, kernels, number, layer):
+    def forward(t, ids, seed, options):
+        kernels, number, layer = options
         return ready(kernels, t, ids, seed).probe_dot(t, number if seed is None else seed, ids, layer)
 
     @classmethod
@@ -230,7 +227,7 @@ class _ProbeDot(Composed):
         (t, ids, seed), (kernels, number, layer) = ctx.saved_tensors, ctx.options
         kernels = ready(kernels, ddot, ids, seed)
         seed = number if seed is None else seed
-        return kernels.probe_scale(ddot, t.shape[-1], seed, ids, layer, t.dtype), *(None,) * 5
+        return kernels.probe_scale(ddot, t.shape[-1], seed, ids, layer, t.dtype), None, None, None
 
 
 def probe_dot(t: Tensor, seed: int | Tensor, example_ids: Tensor | None = None, layer: int = 0) -> Tensor:
@@ -257,13 +254,16 @@ def probe_dot(t: Tensor, seed: int | Tensor, example_ids: Tensor | None = None, 
     ids = checked_ids("probe_dot", t.shape[1:-1], example_ids, t.device)
     key, number = _split(checked_seed(seed, t.device))
     t = t.resolve_neg()  # PyTorch has no views of a negated dual number
-    flat, kernels = t.reshape(t.shape[0], ids.numel(), t.shape[-1]), kernels_for(t, ids)
+    flat = t if t.dim() == 3 else t.reshape(t.shape[0], ids.numel(), t.shape[-1])
+    kernels = kernels_for(t, ids)
     options = kernels, number, _checked_layer("probe_dot", layer)
     if kernels is None:
         dots = _ProbeDot.formula(options)(flat, ids, key)
+    elif not plain_call():
+        dots = _ProbeDot.apply(flat, ids, key, options)
     else:
-        dots = (_ProbeDot.apply if differentiated(t) else _ProbeDot.forward)(flat, ids, key, *options)
-    return dots.reshape(t.shape[:-1])
+        dots = (_ProbeDot.record if recorded(t) else _ProbeDot.forward)(flat, ids, key, options)
+    return dots if t.dim() == 3 else dots.reshape(t.shape[:-1])
 
 
 def preconditioned_probes(
@@ -303,11 +303,14 @@ def preconditioned_probes(
     ids = checked_ids(name, z.shape[:-1], example_ids, z.device)
     key, number = _split(checked_seed(seed, z.device))
     z = z.resolve_neg()  # PyTorch has no views of a negated dual number
-    flat, kernels = z.reshape(ids.numel(), z.shape[-1]), kernels_for(z, weight, ids)
+    flat = z if z.dim() == 2 else z.reshape(ids.numel(), z.shape[-1])
+    kernels = kernels_for(z, weight, ids)
     options = kernels, eps, offset, number, n_probes, layer
     if kernels is None:
         probes = _PreconditionedProbes.formula(options)(flat, weight, ids, key)
+    elif not plain_call():
+        probes = _PreconditionedProbes.apply(flat, weight, ids, key, options)
     else:
-        make = _PreconditionedProbes.apply if differentiated(z, weight) else _PreconditionedProbes.forward
-        probes = make(flat, weight, ids, key, *options)
-    return probes.reshape(n_probes, *z.shape)
+        make = _PreconditionedProbes.record if recorded(z, weight) else _PreconditionedProbes.forward
+        probes = make(flat, weight, ids, key, options)
+    return probes if z.dim() == 2 else probes.reshape(n_probes, *z.shape)

@@ -7,7 +7,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wr
 from ofa_kernels import boundary, reference
 from ofa_kernels.arguments import check_tensor
 from ofa_kernels.boundary import ready
-from ofa_kernels.composed import Composed, differentiated, first_order
+from ofa_kernels.composed import Composed, first_order, plain_call, recorded
 from ofa_kernels.dispatch import kernels_for
 from ofa_kernels.dtypes import accumulation_dtype
 
@@ -15,14 +15,13 @@ from ofa_kernels.dtypes import accumulation_dtype
 class _StepLengths(Composed):
     """states [T+1, B, D] -> ‖Z_t - Z_{t-1}‖ [T, B]."""
 
-    n_tensors = 1
-
     @staticmethod
     def formula(options):
         return reference.step_lengths
 
     @staticmethod
-    def forward(states, kernels):
+    def forward(states, options):
+        (kernels,) = options
         return ready(kernels, states).step_lengths(states)
 
     @classmethod
@@ -44,7 +43,9 @@ def _step_lengths(states: Tensor) -> Tensor:
     kernels = kernels_for(states)
     if kernels is None:
         return reference.step_lengths(states)
-    return _StepLengths.apply(states, kernels) if differentiated(states) else kernels.step_lengths(states)
+    if not plain_call():
+        return _StepLengths.apply(states, (kernels,))
+    return _StepLengths.record(states, (kernels,)) if recorded(states) else kernels.step_lengths(states)
 
 
 def _has_value(t: Tensor) -> bool:

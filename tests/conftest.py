@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from unittest import mock
 
 import pytest
 import torch
@@ -20,7 +21,44 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["reference", "native", "triton"])
+@pytest.fixture(scope="session")
+def emulated_library():
+    """The file of the library that runs the CUDA kernels on the CPU; there is none without a C++ compiler."""
+    from tools import emulation
+
+    try:
+        return emulation.library()
+    except emulation.UnavailableError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def emulated_cuda(emulated_library):
+    """The CUDA kernels on the CPU: a backend for tensors of the host, and of the fake GPU."""
+    from ofa_kernels import cuda, dispatch
+
+    with mock.patch.dict(os.environ, {cuda.ENVIRONMENT_VARIABLE: str(emulated_library)}):
+        dispatch.look_again()
+        yield
+    dispatch.look_again()
+
+
+# a module whose tests are to run with other backends has a constant of this name; the emulation, which takes
+# up to a millisecond a row, is for those with few rows
+BACKENDS = ("reference", "native", "triton")
+WITH_CUDA = (*BACKENDS, "cuda")
+
+
+def pytest_generate_tests(metafunc):
+    """Run every test that takes `backend` with all of its module's, unless it names its own."""
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "backend" in metafunc.fixturenames and not any(
+        "backend" in (names.split(",") if isinstance(names, str) else names) for names in own
+    ):
+        metafunc.parametrize("backend", getattr(metafunc.module, "BACKENDS", BACKENDS), indirect=True)
+
+
+@pytest.fixture
 def backend(request, monkeypatch):
     """The name of the backend that `OFA_BACKEND` forces during the test."""
     on_host = bool(request.node.get_closest_marker("host"))
@@ -33,6 +71,13 @@ def backend(request, monkeypatch):
 
         if (torch.cuda.is_available() and not on_host) or native.missing():
             pytest.skip(native.missing() or "the tensors here are on a GPU")
+    if request.param == "cuda" and torch.cuda.is_available() and not on_host:
+        from ofa_kernels import cuda
+
+        if reason := cuda.refuses(0):
+            pytest.skip(reason)
+    elif request.param == "cuda":
+        request.getfixturevalue("emulated_cuda")
     monkeypatch.setenv("OFA_BACKEND", request.param)
     return request.param
 

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ from ofa_kernels.dispatch import kernels_for
 SHAPE, REHEARSED = (64, 4096), (2, 128)
 COMPARED = (EAGER, FUNCTIONAL, LIGER)
 CALLS = 20  # of a graph
-PROBES = 8
+PROBES, LAYER = 8, 3
+ROWS_AN_EXAMPLE = 8  # of packed rows, of which the first is probed
 
 
 class _Empty(Function):
@@ -47,11 +49,36 @@ def _backward(outputs: Tensor, inputs: tuple[Tensor, ...]) -> Callable[[], objec
     return lambda: torch.autograd.grad(outputs, inputs, cotangent, retain_graph=True)
 
 
-def _launcher(x: Tensor, w: Tensor) -> Callable[[], object]:
+def _launchers(x: Tensor) -> ModuleType:
     kernels = kernels_for(x)
     if kernels is None:
         raise contenders.UnavailableError("the backend has no kernels")
+    return kernels
+
+
+def _forward_launcher(x: Tensor, w: Tensor) -> Callable[[], object]:
+    kernels = _launchers(x)
     return lambda: kernels.rms_norm_forward(x, w, EPS, 0.0, "hf")
+
+
+def _backward_launcher(x: Tensor, w: Tensor, dy: Tensor) -> Callable[[], object]:
+    kernels = _launchers(x)
+    return lambda: kernels.rms_norm_backward(x, w, dy, None, EPS, 0.0, True, True)
+
+
+def _layer(x: Tensor, w: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer of the stacked pass calls (`ofa.passes.layer`), whose first rows are probed."""
+    own = x[: len(ids)]
+    direction = ok.preconditioned_probes(own, w, EPS, SEED, PROBES, example_ids=ids, layer=LAYER)
+    direction = ok.rms_norm_jvp(own, w, direction, EPS)
+    y, s = ok.add_rms_norm(ok.rms_norm(x, w, EPS), x, w, EPS)
+    direction = ok.rms_norm_jvp(s[: len(ids)], w, direction, EPS)
+    return y, ok.probe_dot(direction, SEED, ids, LAYER)
+
+
+def _there_and_back(x: Tensor, w: Tensor, ids: Tensor) -> Callable[[], object]:
+    cotangents = [torch.ones_like(t) for t in _layer(x, w, ids)]
+    return lambda: torch.autograd.grad(_layer(x, w, ids), (x, w), cotangents)
 
 
 def _norm(label: str, inputs: Inputs) -> Callable[[], object]:
@@ -64,17 +91,24 @@ def makers(inputs: Inputs) -> dict[str, Callable[[], Callable[[], object]]]:
     x, w, x_dot = inputs.x, inputs.gamma.clone().requires_grad_(), inputs.x_dot
     plain, fixed, tangents = x.detach(), w.detach(), x_dot.detach()
     states = torch.stack([inputs.dy, plain, inputs.residual.detach()])
+    ids = torch.arange(max(1, len(x) // ROWS_AN_EXAMPLE), device=x.device)
     return {
         "rms_norm": lambda: lambda: ok.rms_norm(plain, fixed, EPS),
         "rms_norm, recorded": lambda: lambda: ok.rms_norm(x, w, EPS),
         "its backward": lambda: _backward(ok.rms_norm(x, w, EPS), (x, w)),
         "add_rms_norm, recorded": lambda: lambda: ok.add_rms_norm(x, plain, w, EPS),
         "rms_norm_jvp": lambda: lambda: ok.rms_norm_jvp(plain, fixed, tangents, EPS),
+        "rms_norm_jvp, recorded": lambda: lambda: ok.rms_norm_jvp(x, w, x_dot, EPS),
         "its backward, x_dot's included": lambda: _backward(ok.rms_norm_jvp(x, w, x_dot, EPS), (x, w, x_dot)),
         "preconditioned_probes": lambda: lambda: ok.preconditioned_probes(plain, fixed, EPS, SEED, PROBES),
+        "preconditioned_probes, recorded": lambda: lambda: ok.preconditioned_probes(x, w, EPS, SEED, PROBES),
         "probe_dot": lambda: lambda: ok.probe_dot(tangents, SEED),
+        "probe_dot, recorded": lambda: lambda: ok.probe_dot(x_dot, SEED),
         "step_ratio": lambda: lambda: ok.step_ratio(states),
-        "rms_norm_forward, the launcher alone": lambda: _launcher(plain, fixed),
+        "a layer's six calls, recorded": lambda: lambda: _layer(x, w, ids),
+        "these and their backward": lambda: _there_and_back(x, w, ids),
+        "rms_norm_forward, the launcher alone": lambda: _forward_launcher(plain, fixed),
+        "rms_norm_backward, the launcher alone": lambda: _backward_launcher(plain, fixed, inputs.dy),
         "torch.empty_like": lambda: lambda: torch.empty_like(plain),
         "an empty Function": lambda: lambda: _Empty.apply(x),
         **{label: partial(_norm, label, inputs) for label in COMPARED},

@@ -28,6 +28,7 @@ static void forward(const ofa_norm_forward& c) {
     const T* residual = static_cast<const T*>(c.residual);
     T* y = static_cast<T*>(c.y);
     T* s = static_cast<T*>(c.s);
+    A* rstd = static_cast<A*>(c.rstd);
     const T* normed = ADD ? s : x;
     const int64_t normed_stride = ADD ? n : x_stride;
     const bool streamed = prepare(y, c.rows * n * sizeof(T));
@@ -51,7 +52,9 @@ static void forward(const ofa_norm_forward& c) {
                 };
             },
             [=](const ForwardSums<T>& sums, int64_t i) {
-                return ForwardScalars<A>{reciprocal_root<A>(sums.xx, normed + i * normed_stride, n, eps)};
+                const A r = reciprocal_root<A>(sums.xx, normed + i * normed_stride, n, eps);
+                if (rstd) rstd[i] = r;
+                return ForwardScalars<A>{r};
             },
             [=](int64_t i, ForwardScalars<A> k) {
                 const T* in = normed + i * normed_stride;
@@ -82,13 +85,14 @@ struct BackwardScalars {
 template <class T, bool NEED_DX, bool NEED_DW, bool ADD>
 static void backward(const ofa_norm_backward& c);
 
-// The backward in double, for row i alone; its share of dw is added to own_dw.
+// The backward in double, for row i alone, whose r is computed too; its share of dw is added to own_dw.
 template <class T, bool NEED_DX, bool NEED_DW, bool ADD>
 [[gnu::noinline, gnu::cold]] static void backward_in_double(const ofa_norm_backward& c, int64_t i, Acc<T>* own_dw) {
     const int64_t n = c.columns;
     RowsInDouble rows(6, n);
     ofa_norm_backward row = c;
     make_double(row, rows);
+    row.rstd = nullptr;
     row.x = rows.input(static_cast<const T*>(c.x) + i * c.x_stride, c.dtype);
     row.dy = rows.input(static_cast<const T*>(c.dy) + i * c.dy_stride, c.dtype);
     if (ADD) row.ds = rows.input(static_cast<const T*>(c.ds) + i * c.ds_stride, c.dtype);
@@ -110,6 +114,7 @@ static void backward(const ofa_norm_backward& c) {
     const T* x = static_cast<const T*>(c.x);
     const T* dy = static_cast<const T*>(c.dy);
     const T* ds = static_cast<const T*>(c.ds);
+    const A* rstd = static_cast<const A*>(c.rstd);
     T* dx = static_cast<T*>(c.dx);
     const bool streamed = NEED_DX && prepare(dx, c.rows * n * sizeof(T));
 
@@ -133,7 +138,7 @@ static void backward(const ofa_norm_backward& c) {
                         };
                     },
                     [=](const BackwardSums<T>& sums, int64_t i) {
-                        const double r = reciprocal_root<A>(sums.xx, x + i * x_stride, n, eps);
+                        const double r = rstd ? rstd[i] : reciprocal_root<A>(sums.xx, x + i * x_stride, n, eps);
                         // r c = r^2 mean(g x)
                         const double factor = r * r * (sums.gx.value() / static_cast<double>(n));
                         return BackwardScalars<A>{static_cast<A>(r), static_cast<A>(factor),

@@ -10,8 +10,9 @@ from tests.fake_gpu import fake_gpu
 
 @pytest.fixture(autouse=True)
 def device(request):
-    """The device of the tested tensors; without a GPU, those of Triton's tests are on a fake one."""
-    of_cpu = request.node.name.partition("[")[2].startswith(("native", "reference"))
+    """The device of the tested tensors; without a GPU, those of its backends' tests are on a fake one."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    of_cpu = parameters.get("backend") in ("native", "reference")
     if torch.cuda.is_available():
         yield "cuda"
     elif of_cpu or request.node.get_closest_marker("host") or request.path.parent.name == "native":

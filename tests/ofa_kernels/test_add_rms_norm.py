@@ -5,7 +5,10 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from ofa_kernels import add_rms_norm, reference, rms_norm
+from tests.conftest import WITH_CUDA
 from tests.ofa_kernels.bounds import magnitudes
+
+BACKENDS = WITH_CUDA
 
 pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
 

@@ -55,10 +55,12 @@ def probes():
 
 
 @pytest.mark.parametrize("name", sorted({*ok.__all__, "probe_signs"} - NOT_OPERATORS))
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_no_operator_waits_or_copies(traffic, monkeypatch, name, backend):
+@pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
+def test_no_operator_waits_or_copies(traffic, monkeypatch, request, name, backend):
     if backend == "triton":
         pytest.importorskip("triton")
+    if backend == "cuda":
+        request.getfixturevalue("emulated_cuda")
     monkeypatch.setenv("OFA_BACKEND", backend)
     call, inputs = {**norms(), **probes()}[name]
     loss = call(*inputs).sin().sum()

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ofa_kernels import backend_report, dispatch, native, rademacher, rms_norm
+from tests.conftest import WITH_CUDA
+from tests.fake_gpu import fake_gpu
+
+BACKENDS = WITH_CUDA
 
 
 def run(code, **environment):
@@ -35,7 +38,7 @@ def run(code, **environment):
 )
 def test_unknown_backend_raises(monkeypatch, call):
     monkeypatch.setenv("OFA_BACKEND", "tpu")
-    with pytest.raises(ValueError, match=r"OFA_BACKEND='tpu' is unknown; use triton, native, reference"):
+    with pytest.raises(ValueError, match="OFA_BACKEND='tpu' is unknown; use cuda, triton, native, reference"):
         call()
 
 
@@ -47,53 +50,62 @@ def test_empty_variable_is_unset(monkeypatch):
 CPU_BEST = "reference" if native.missing() else "native"
 
 
-def cuda_tensor(columns=8, dtype=torch.float32):
-    """What dispatch looks at of a tensor on a GPU."""
-    return SimpleNamespace(is_cuda=True, dtype=dtype, shape=(2, columns))
+F8 = torch.float8_e4m3fn
 
 
 @pytest.mark.parametrize(
-    ("tensor", "expected"),
+    ("device", "dtype", "expected"),
     [
-        (cuda_tensor(), "triton"),
-        (cuda_tensor(dtype=torch.float8_e4m3fn), "reference"),
-        (torch.ones(2, 8), CPU_BEST),
-        (torch.ones(2, 8, dtype=torch.float8_e4m3fn), "reference"),
-        (torch.ones(2, 8, device="meta"), "reference"),
+        ("cuda", torch.float32, "triton"),
+        ("cuda", F8, "reference"),
+        ("cpu", torch.float32, CPU_BEST),
+        ("cpu", F8, "reference"),
+        ("meta", torch.float32, "reference"),
     ],
-    ids=["gpu", "unknown type", "cpu", "cpu, unknown type", "meta"],
+    ids=["gpu", "gpu, unknown type", "cpu", "cpu, unknown type", "meta"],
 )
-def test_choice_without_the_variable(monkeypatch, tensor, expected):
+def test_choice_without_the_variable(monkeypatch, device, dtype, expected):
     pytest.importorskip("triton")
     monkeypatch.delenv("OFA_BACKEND", raising=False)
-    assert dispatch.backend_for(tensor) == expected
+    with fake_gpu():
+        assert dispatch.backend_for(torch.ones(2, 8, device=device).to(dtype)) == expected
 
 
-@pytest.mark.parametrize(
-    ("tensor", "reason"),
-    [
-        (cuda_tensor(dtype=torch.float8_e4m3fn), "no kernel for torch.float8_e4m3fn"),
-    ],
-    ids=["unknown type"],
-)
-def test_forced_triton_says_what_it_refuses(monkeypatch, tensor, reason):
+def test_cuda_is_chosen_for_tensors_on_a_gpu_alone(monkeypatch, emulated_cuda):
+    monkeypatch.delenv("OFA_BACKEND", raising=False)
+    with fake_gpu():
+        assert dispatch.backend_for(torch.ones(2, 8, device="cuda")) == "cuda"
+        assert dispatch.backend_for(torch.ones(2, 8)) == CPU_BEST
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_forced_backend_says_what_it_refuses(monkeypatch, emulated_cuda, backend):
     pytest.importorskip("triton")
-    monkeypatch.setenv("OFA_BACKEND", "triton")
-    with pytest.raises(RuntimeError, match=f"OFA_BACKEND=triton can't run here: {reason}; unset it"):
-        dispatch.backend_for(tensor)
+    monkeypatch.setenv("OFA_BACKEND", backend)
+    reason = f"OFA_BACKEND={backend} can't run here: no kernel for torch.float8_e4m3fn; unset it"
+    with pytest.raises(RuntimeError, match=reason):
+        dispatch.backend_for(torch.ones(2, 8).to(F8))
 
 
 def test_report_has_a_row_per_operator_and_backend(backend):
     report = backend_report()
-    kernels = {
-        (operator, name) for operator in dispatch.OPERATORS for name in ("triton", "native", "reference")
-    }
+    kernels = {(operator, name) for operator in dispatch.OPERATORS for name in WITH_CUDA}
     composed = {(operator, "PyTorch") for operator in ("hutchinson_trace", "layer_norm")}
     assert {row[:2] for row in report.rows} == kernels | composed
     states = {row[:2]: row[2] for row in report.rows}
-    other = {"triton": "reference", "native": "reference", "reference": "triton"}[backend]
+    other = "triton" if backend == "reference" else "reference"
     assert "forced by OFA_BACKEND" in states["rms_norm", backend]
     assert f"not used: OFA_BACKEND={backend}" in states["rms_norm", other]
+
+
+def test_report_says_what_cuda_serves_and_what_triton(monkeypatch, emulated_cuda):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("OFA_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_ON_CPU", ("cuda",))  # as on a GPU
+    states = {backend: state for _, backend, state in backend_report().rows}
+    assert "(chosen, emulated on the CPU): calls of fewer than 2,097,152 rows times columns" in states["cuda"]
+    assert "32,768 columns and more (backward from 8,192)" in states["cuda"]
+    assert "what the CUDA kernels leave" in states["triton"]
 
 
 def test_report_prints_as_a_table(monkeypatch):

@@ -5,6 +5,9 @@ import torch
 from torch.autograd import gradcheck
 
 from ofa_kernels import hutchinson_trace, reference, rms_norm
+from tests.conftest import WITH_CUDA
+
+BACKENDS = WITH_CUDA
 
 ROWS, SIZE = 3, 5
 

@@ -8,8 +8,11 @@ from torch.library import opcheck
 
 import ofa_kernels as ok
 from ofa_kernels import dispatch, formulas, operators
-from ofa_kernels.native import DTYPES
+from ofa_kernels.structs import DTYPES
+from tests.conftest import WITH_CUDA
 from tests.ofa_kernels.native_calls import SEED
+
+BACKENDS = WITH_CUDA
 
 pytestmark = pytest.mark.host
 

@@ -8,6 +8,9 @@ import torch
 
 from ofa_kernels import hutchinson_trace, preconditioned_probes, probe_dot, rademacher, reference
 from ofa_kernels.probes import mix, probe_signs
+from tests.conftest import WITH_CUDA
+
+BACKENDS = WITH_CUDA
 
 pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
 

@@ -3,6 +3,9 @@ import torch
 
 import ofa_kernels as ok
 from ofa_kernels import reference
+from tests.conftest import WITH_CUDA
+
+BACKENDS = WITH_CUDA
 
 EPS = 1e-5
 

@@ -7,6 +7,9 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from ofa_kernels import step_ratio
+from tests.conftest import WITH_CUDA
+
+BACKENDS = WITH_CUDA
 
 pytestmark = pytest.mark.usefixtures("nan_poisoned_empty")
 

@@ -92,6 +92,29 @@ def test_what_is_not_needed_changes_nothing():
         assert torch.equal(got[1], dw) if dw_needed else got[1] is None
 
 
+@pytest.mark.parametrize("factor", [1.0, 1e30, 1e-30])
+@types
+def test_a_saved_rstd_is_that_of_the_backward(types, factor):
+    factor = factor if types[0] in (F32, BF16) else 1.0
+    x, residual = ((torch.randn(5, 1100) * factor).to(types[0]) for _ in range(2))
+    weight, dy = torch.randn(1100).to(types[1]), torch.randn(5, 1100).to(types[0])
+    rstd, rstd_of_sum = (x.new_empty(5, dtype=reference.accumulation_dtype(x)) for _ in range(2))
+    y = native.rms_norm_forward(x, weight, EPS, OFFSET, "hf", rstd)
+    added, s = native.add_rms_norm_forward(x, residual, weight, EPS, OFFSET, "hf", rstd_of_sum)
+    assert torch.equal(y, native.rms_norm_forward(x, weight, EPS, OFFSET, "hf"))
+    assert torch.equal(added, native.rms_norm_forward(s, weight, EPS, OFFSET, "hf"))
+    for normed, saved in ((x, rstd), (s, rstd_of_sum)):
+        truth = reference.normalise(normed.double(), EPS)[1].squeeze(-1)
+        assert_within(saved, truth, truth, normed, saved.dtype)
+        for needed in ((True, True), (True, False), (False, True)):
+            given = normed, weight, dy, residual, EPS, OFFSET, *needed
+            got, expected = native.rms_norm_backward(*given, saved), native.rms_norm_backward(*given)
+            assert all(a is b or torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    if factor == 1.0:
+        given = x, weight, dy, None, EPS, OFFSET, False, True
+        assert not torch.equal(*(native.rms_norm_backward(*given, r)[1] for r in (rstd, 2 * rstd)))
+
+
 # --- memory: where the tensors lie, what is read and written ---
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ofa_kernels.native import library
+from ofa_kernels.structs import DTYPES, STRUCTS, struct_format
 
 HEADER = (Path(__file__).parents[3] / "csrc" / "include" / "ofa.h").read_text(encoding="utf-8")
 CODES = {"int64_t": "q", "uint64_t": "Q", "double": "d"}
@@ -27,7 +27,7 @@ def structs(header):
 
 def packed():
     """The same, as calls are packed."""
-    return {name: (members, library.struct_format(members)) for name, members in library.STRUCTS.items()}
+    return {name: (members, struct_format(members)) for name, members in STRUCTS.items()}
 
 
 def test_structs_are_those_of_the_header():
@@ -35,13 +35,13 @@ def test_structs_are_those_of_the_header():
 
 
 def test_every_operator_of_the_header_has_its_struct():
-    assert re.findall(r"    X\((\w+)\)", HEADER) == list(library.STRUCTS)
+    assert re.findall(r"    X\((\w+)\)", HEADER) == list(STRUCTS)
 
 
 def test_numbers_of_types_are_those_of_the_header():
     numbers = dict(re.findall(r"OFA_(\w*\d+) = (\d)", HEADER))
     assert {name.lower(): int(number) for name, number in numbers.items()} == {
-        str(dtype).removeprefix("torch."): number for dtype, number in library.DTYPES.items()
+        str(dtype).removeprefix("torch."): number for dtype, number in DTYPES.items()
     }
 
 
