@@ -2,8 +2,9 @@
 
 import torch
 
+from ofa_kernels.structs import DTYPES
 from tests.ofa_kernels.cuda_emulated import norms, probes, steps
-from tests.ofa_kernels.cuda_emulated.driver import DTYPES, OK, Memory
+from tests.ofa_kernels.cuda_emulated.driver import OK, Memory
 from tests.ofa_kernels.cuda_emulated.operands import Operands
 
 SEEDS = (1, 2)
