@@ -1,7 +1,7 @@
 // CUDA's execution model on a CPU, for tests: a fiber for each thread of a cluster, one cluster after another.
 //
-// It is as unkind as a device may be. Shared memory begins as NaN. A warp runs far ahead of the others or waits, clusters
-// run in any order, and an asynchronous copy arrives at once or only where the program waits for it: a seed decides.
+// It is as unkind as a device may be. Shared memory begins as NaN. A warp runs far ahead of the others or waits, lanes
+// and clusters run in any order, and a copy arrives at once or only where the program waits for it: a seed decides.
 // Faults, of which `launch` tells, are a barrier or a shuffle that not all threads reach, a vector that is not aligned,
 // a write past the end of shared memory, more of it than there is, and a look into that of a block that has not begun or
 // has ended.
@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -40,11 +41,25 @@ struct Barrier {
 };
 
 struct Warp {
-    Barrier barrier;
+    Barrier barrier, shuffle;
     uint64_t lanes[2][WARP];  // what a shuffle exchanges: this one's and the next one's
 };
 
+struct Sent {
+    void* to;
+    double value;
+};
+
+// What a block expects and what was sent to it, which arrives when all of a phase was sent.
+struct Delivery {
+    Barrier barrier;  // whose phase is the delivery's
+    bool expected = false;
+    long missing = 0;  // bytes
+    std::vector<Sent> sent;
+};
+
 struct Block {
+    std::map<const void*, Delivery> deliveries;
     std::unique_ptr<char[]> memory;
     char* shared = nullptr;
     Barrier barrier;
@@ -149,10 +164,11 @@ inline void run_cluster(Launch& launch) {
         left = false;
         for (unsigned w = 0; w < n_warps; ++w) {
             const bool turn = launch.draw() & 1;
+            const unsigned turned = launch.draw() & 1 ? WARP - 1 : 0;  // the last lane runs first
             for (bool ran = true; ran && launch.fault.empty();) {
                 ran = false;
                 for (unsigned lane = 0; lane < WARP; ++lane) {
-                    Thread& thread = *launch.threads[w * WARP + lane];
+                    Thread& thread = *launch.threads[w * WARP + (lane ^ turned)];
                     left |= !thread.done;
                     if (!thread.runnable()) continue;
                     stuck = false;
@@ -182,8 +198,11 @@ inline void begin_cluster(Launch& launch, unsigned first) {
         std::memset(block.shared, POISON, launch.shared);
         std::memset(block.shared + launch.shared, GUARD, GUARD_BYTES);
         block.barrier = {threads, "a barrier that not all threads of the block reach"};
-        block.warps.assign(threads / WARP, Warp{{WARP, "a shuffle in which not all lanes take part"}, {}});
+        block.warps.assign(threads / WARP, Warp{{WARP, "a barrier that not all lanes of the warp reach"},
+                                                {WARP, "a shuffle in which not all lanes take part"},
+                                                {}});
         block.begun = block.ended = 0;
+        block.deliveries.clear();
     }
     for (unsigned i = 0; i < threads * launch.cluster; ++i) {
         Thread& thread = *launch.threads[i];
@@ -244,7 +263,7 @@ T shuffle(T value, unsigned from) {
     Warp& warp = own_warp();
     uint64_t* lanes = warp.lanes[self().shuffles++ & 1];
     std::memcpy(&lanes[self().number % WARP], &value, sizeof value);
-    wait(warp.barrier);
+    wait(warp.shuffle);
     std::memcpy(&value, &lanes[from], sizeof value);
     return value;
 }
@@ -258,6 +277,51 @@ inline char* shared_of(const void* place, unsigned rank) {
     if (!block.begun) fail("the shared memory of a block that has not begun");
     if (block.ended == running->block.x) fail("the shared memory of a block that has ended");
     return block.shared + offset;
+}
+
+inline Delivery& delivery_of(Block& block, const void* place) {
+    const auto found = block.deliveries.find(place);
+    if (found == block.deliveries.end()) fail("a delivery that has not begun");
+    return found->second;
+}
+
+inline void begin_deliveries(const void* place) {
+    if (!own_block().deliveries.try_emplace(place).second) fail("a delivery that has begun already");
+}
+
+inline void end_phase(Delivery& delivery) {
+    if (!delivery.expected || delivery.missing) return;
+    for (const Sent& sent : delivery.sent) std::memcpy(sent.to, &sent.value, sizeof sent.value);
+    delivery.sent.clear();
+    delivery.expected = false;
+    ++delivery.barrier.phase;
+}
+
+inline void expect(const void* place, unsigned bytes) {
+    Delivery& delivery = delivery_of(own_block(), place);
+    if (delivery.expected) fail("a phase of a delivery that is expected twice");
+    delivery.expected = true;
+    delivery.missing += bytes;
+    end_phase(delivery);
+}
+
+inline void send(const void* place, unsigned rank, double value, const void* delivery_place) {
+    Block& block = running->blocks[rank % running->cluster];
+    void* to = shared_of(place, rank);
+    Delivery& delivery = delivery_of(block, shared_of(delivery_place, rank));
+    delivery.missing -= sizeof value;
+    delivery.sent.push_back({to, value});
+    end_phase(delivery);
+}
+
+// Wait until a phase has ended whose last bit is that of `phase`.
+inline void wait_for_delivery(const void* place, unsigned phase) {
+    Delivery& delivery = delivery_of(own_block(), place);
+    Thread& thread = self();
+    thread.waits = &delivery.barrier;
+    thread.phase = delivery.barrier.phase;
+    while ((delivery.barrier.phase & 1) == phase) yield();
+    thread.waits = nullptr;
 }
 
 inline void check_aligned(const void* place, std::size_t bytes) {

@@ -1,39 +1,20 @@
 """One case: run on the emulated device under several orders of its threads, and held against float64."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import torch
 
-from tests.ofa_kernels.bounds import assert_within
-from tests.ofa_kernels.cuda_emulated.driver import DTYPES, OK, Memory, call_of
+from ofa_kernels.structs import DTYPES
+from tests.ofa_kernels.cuda_emulated import norms, probes, steps
+from tests.ofa_kernels.cuda_emulated.driver import OK, Memory
 from tests.ofa_kernels.cuda_emulated.operands import Operands
 
 SEEDS = (1, 2)
-
-
-@dataclass
-class Problem:
-    """What an operator is called with, what it has to write, and what that must be."""
-
-    sizes: dict[str, float]
-    inputs: dict[str, torch.Tensor | None]
-    outputs: dict[str, tuple]  # name -> shape and type, of those that are wanted
-    check: Callable[[dict[str, torch.Tensor]], None]  # of the outputs, by name
-    seed: torch.Tensor | None = None  # on the device
-    unwanted: tuple[str, ...] = field(default=())
-
-    def call(self, operator, outputs):
-        return call_of(operator, self.sizes, self.inputs | outputs | dict.fromkeys(self.unwanted))
+PROBLEMS = norms.PROBLEMS | probes.PROBLEMS | steps.PROBLEMS
 
 
 def problem_of(case):
     """The case's problem and its operands."""
-    from tests.ofa_kernels.cuda_emulated import norms, probes, steps
-
     operands = Operands(case)
-    builder = (norms.PROBLEMS | probes.PROBLEMS | steps.PROBLEMS)[case.operator]
-    problem = builder(case, operands)
+    problem = PROBLEMS[case.operator](case, operands)
     problem.sizes |= {
         "dtype": DTYPES[case.dtype],
         "weight_dtype": DTYPES[case.weight_dtype],
@@ -76,10 +57,3 @@ def check(library, case, seeds=SEEDS):
         for name, t in got.items():
             assert same_bits(t, first[name]), f"{name} depends on the order of threads"
     problem.check(first)
-
-
-def within(got, truth, scale, like, *roundings, sums=1, terms=0):
-    """`assert_within`, unless terms that cancel may be infinite in the type of the result."""
-    assert not got.isnan().any(), "NaN"
-    if not scale.numel() or scale.max() < torch.finfo(got.dtype).max / 8:
-        assert_within(got, truth, scale, like, *roundings, sums=sums, terms=terms)

@@ -1,9 +1,8 @@
-"""The emulated library, where a C++ compiler is there."""
+"""The emulated library, and where its tensors are."""
 
 import pytest
 
 from tests.ofa_kernels.cuda_emulated.driver import Library
-from tools import emulation
 
 
 @pytest.fixture(autouse=True)
@@ -13,8 +12,5 @@ def device():
 
 
 @pytest.fixture(scope="session")
-def library():
-    try:
-        return Library(emulation.library())
-    except emulation.UnavailableError as error:
-        pytest.skip(str(error))
+def library(emulated_library):
+    return Library(emulated_library)

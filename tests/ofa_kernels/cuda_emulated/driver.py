@@ -7,10 +7,8 @@ from math import prod
 
 import torch
 
-from ofa_kernels.structs import DTYPES
-from tests.ofa_kernels.native.test_library import HEADER, structs
+from ofa_kernels.structs import STRUCTS, packer
 
-LAYOUTS = structs(HEADER)  # {operator: (the members of its struct, their format)}
 OK, UNSUPPORTED, CUDA_ERROR = 0, 2, 3
 GUARD_BYTES, UNTOUCHED = 256, 0xA5
 
@@ -56,7 +54,7 @@ def pointer(t):
 
 def call_of(operator, sizes, tensors):
     """The bytes of an operator's struct, of sizes by their names and tensors by theirs."""
-    members, code = LAYOUTS[operator]
+    members = STRUCTS[operator]
     values = []
     for member in members.split():
         name, _, end = member.rpartition("_")
@@ -69,7 +67,7 @@ def call_of(operator, sizes, tensors):
         else:
             assert end in ("k", "t"), member
             values.append(0 if tensors[name] is None else tensors[name].stride(0))
-    return struct.pack(code, *values)
+    return packer(members)(*values)
 
 
 class Library:
@@ -101,6 +99,3 @@ class Library:
         if code == CUDA_ERROR:
             raise FaultError(self.functions.ofa_cuda_last_error().decode())
         return code
-
-    def __contains__(self, operator):
-        return hasattr(self.functions, f"ofa_cuda_run_{operator}")

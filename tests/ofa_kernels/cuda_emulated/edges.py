@@ -5,8 +5,9 @@ import math
 import torch
 
 from ofa_kernels.dtypes import accumulation_dtype
+from ofa_kernels.structs import DTYPES
 from tests.ofa_kernels.bounds import EPS
-from tests.ofa_kernels.cuda_emulated.driver import DTYPES, OK, Device, Memory, call_of
+from tests.ofa_kernels.cuda_emulated.driver import OK, Device, Memory, call_of
 from tests.ofa_kernels.cuda_emulated.norms import check_rstd
 
 DEVICE = Device(64, cluster=8)

@@ -4,7 +4,7 @@ import torch
 
 from ofa_kernels import reference
 from tests.ofa_kernels.bounds import EPS, doubles, magnitudes
-from tests.ofa_kernels.cuda_emulated.checks import Problem, within
+from tests.ofa_kernels.cuda_emulated.problem import Problem, within
 
 
 def sizes(case, **more):

@@ -4,8 +4,8 @@ import torch
 
 from ofa_kernels import reference
 from tests.ofa_kernels.bounds import EPS, LAYER, SEED, doubles
-from tests.ofa_kernels.cuda_emulated.checks import Problem, within
 from tests.ofa_kernels.cuda_emulated.norms import of_rows, of_weight
+from tests.ofa_kernels.cuda_emulated.problem import Problem, within
 
 LAYERS = torch.tensor([LAYER, 2**40 + 3])
 

@@ -5,7 +5,7 @@ import torch
 
 from tests.ofa_kernels.bounds import TYPES, type_names
 from tests.ofa_kernels.cuda_emulated.cases import BF16, F16, F32, F64, WEIGHTED, Case
-from tests.ofa_kernels.cuda_emulated.checks import check, problem_of
+from tests.ofa_kernels.cuda_emulated.checks import check, problem_of, run, same_bits
 from tests.ofa_kernels.cuda_emulated.driver import UNSUPPORTED, Device, Memory
 from tests.ofa_kernels.cuda_emulated.edges import ROWS, check_root, check_rounding
 from tests.ofa_kernels.cuda_emulated.test_parity import operators
@@ -64,3 +64,19 @@ def test_rounding_is_that_of_transformers(library, types):
 @pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
 def test_reciprocal_root_is_right_to_one_unit_in_the_last_place(library, dtype, rows):
     check_root(library, dtype, rows)
+
+
+@operators
+def test_elements_beyond_two_to_the_31(library, operator, tmp_path):
+    rows, k, stride = 3, 2, 2**30 + 5
+    # a sparse file: only the pages of the few rows are ever there
+    far = torch.from_file(str(tmp_path / "far"), shared=True, size=k * rows * stride + 2**20, dtype=BF16)
+    case = Case(operator, BF16, BF16, rows=rows, columns=130, tangents=k - operator.startswith("step"))
+    problem, _ = problem_of(case)
+    near = run(library, case, problem, seed=1)
+    for number, (name, t) in enumerate(problem.inputs.items()):
+        if t is not None and t.dtype == BF16 and not name.startswith("weight"):
+            strides = (rows * stride, stride, 1)[-t.dim() :]
+            problem.inputs[name] = far.as_strided(t.shape, strides, 4096 * number).copy_(t)
+    got = run(library, case, problem, seed=1)
+    assert all(same_bits(got[name], t) for name, t in near.items())

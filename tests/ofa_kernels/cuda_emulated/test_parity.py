@@ -2,15 +2,15 @@
 
 import pytest
 
+from ofa_kernels.structs import STRUCTS
 from tests.ofa_kernels.cuda_emulated.cases import ABSENT, BF16, DEVICES, F32, Case, pairwise
 from tests.ofa_kernels.cuda_emulated.checks import check, problem_of
-from tests.ofa_kernels.cuda_emulated.driver import LAYOUTS
 
 operators = pytest.mark.parametrize("operator", ABSENT)
 
 
 def test_every_operator_has_its_cases():
-    assert list(ABSENT) == list(LAYOUTS)
+    assert list(ABSENT) == list(STRUCTS)
 
 
 @pytest.mark.parametrize("case", [case for name in ABSENT for case in pairwise(name)], ids=str)
