@@ -32,7 +32,7 @@ FOLDERS = ("include", "cuda", "emulation")
 
 
 class UnavailableError(RuntimeError):
-    """The library can't be built here: what is missing, or what the compiler says."""
+    """There is no C++ compiler."""
 
 
 def library(sources: Path = CSRC, kernels: Iterable[Path] | None = None) -> Path:
@@ -49,7 +49,8 @@ def library(sources: Path = CSRC, kernels: Iterable[Path] | None = None) -> Path
         The shared library's path.
 
     Raises:
-        UnavailableError: there is no C++ compiler, or it refuses the sources.
+        UnavailableError: there is no C++ compiler.
+        RuntimeError: it refuses the sources; its message.
     """
     try:
         compiler = load_setup().compiler()
@@ -97,12 +98,12 @@ def _run(command: list[str]) -> str:
     """What a compiler prints; its message is the error's."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UnavailableError(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
 if __name__ == "__main__":
     try:
         print(library())
-    except UnavailableError as error:
+    except RuntimeError as error:
         sys.exit(str(error))
