@@ -10,7 +10,7 @@ GPU_READY := $(GPU_VENV)/.ready
 # the oldest Triton that pyproject.toml allows; constraints.txt has the newest
 OLDEST_TRITON := build/triton-3.6.0
 
-.PHONY: help demo test optional site lint aot sanitize bench bench-smoke copies roofline gpu gpu-rehearse gpu-cache clean
+.PHONY: help demo test optional site lint aot cuda sanitize bench bench-smoke copies roofline predictions gpu gpu-rehearse gpu-cache clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -49,6 +49,9 @@ aot: $(READY) $(OLDEST_TRITON)  ## compile every Triton kernel for three archite
 	$(BIN)/python -m tools.aot --write tools/aot.md
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tools.aot --write tools/aot-3.6.0.md
 
+cuda: $(READY)  ## compile every CUDA kernel for three architectures, where nvcc is: no spills, what it claims
+	$(BIN)/python -m tools.cuda --write tools/cuda.md
+
 sanitize: $(READY)  ## run the C++ kernels, fuzzed and from Python, under the address and UB sanitizers
 	$(BIN)/python -m tools.sanitize
 
@@ -57,6 +60,9 @@ copies: $(READY)  ## time every operator, order and size in turns, beside a copy
 
 roofline: $(READY)  ## print what each kernel has to move, and how long that takes on H100, H200 and this CPU
 	$(BIN)/python -m benchmarks.roofline
+
+predictions: $(READY)  ## write what the kernels should reach on five cards into docs/gpu.md, after make aot or cuda
+	$(BIN)/python -m benchmarks.roofline --predict --markdown docs/gpu.md
 
 gpu: $(READY)  ## with a GPU: its tests, speed and launch choices, in under ten minutes, into benchmarks/results/
 	$(BIN)/python -m benchmarks.gpu
@@ -81,4 +87,4 @@ bench-smoke: $(READY)  ## run every benchmark once, to see that it runs
 	$(BIN)/python -m pytest benchmarks/ --benchmark-disable
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(GPU_VENV) build *.egg-info .pytest_cache .ruff_cache bench.json ofa_kernels/_native.*
+	rm -rf $(VENV) $(GPU_VENV) build *.egg-info .pytest_cache .ruff_cache bench.json ofa_kernels/_native.* ofa_kernels/_cuda.*

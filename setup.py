@@ -1,20 +1,25 @@
-"""Builds the CPU kernels of `csrc` where a C++ compiler is there; all metadata is in pyproject.toml.
+"""Builds the kernels of `csrc` for the CPU where a C++ compiler is there, and for CUDA where nvcc is too.
 
-A missing or failing compiler leaves a working install: its message goes to `ofa_kernels/_native.log`, which
-`ofa info` names, because pip hides what a build prints.
+A missing or failing compiler leaves a working install: its message goes to `ofa_kernels/_native.log` or
+`ofa_kernels/_cuda.log`, which `ofa info` names, because pip hides what a build prints. OFA_CUDA=0 in the
+environment leaves the CUDA kernels out. All metadata is in pyproject.toml.
 """
 
+import importlib.util
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+NATIVE, CUDA = "ofa_kernels._native", "ofa_kernels._cuda"
 CSRC = Path("csrc")
 KERNELS = sorted(path for path in (CSRC / "cpu").glob("*.cpp") if path.stem != "dispatch")
 # no -ffast-math: the kernels promise where they round; gcc 12 warns of its own intrinsics' headers
@@ -45,8 +50,22 @@ def run(command: list[str]) -> None:
         raise RuntimeError(f"$ {shlex.join(command)}\n{done.stdout}{done.stderr}")
 
 
-class BuildNative(build_ext):
-    """Every kernel once for each instruction set, linked without an OpenMP runtime: torch's is used."""
+def load_build_cuda() -> ModuleType:
+    """`ofa_kernels.build_cuda`, without the package around it: an isolated build has no PyTorch."""
+    spec = importlib.util.spec_from_file_location("build_cuda", Path("ofa_kernels") / "build_cuda.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildKernels(build_ext):
+    """Two libraries that are loaded by their paths, each whole or not at all.
+
+    For the CPU every kernel is compiled once for each instruction set, and linked without an OpenMP runtime:
+    torch's is used.
+    """
 
     def finalize_options(self) -> None:
         """The parent clears `inplace` while it builds, to copy afterwards; here it decides where to build."""
@@ -60,6 +79,25 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compile and link; on failure leave the reason instead of the library."""
         library = Path(self.get_ext_fullpath(ext.name))
+        if ext.name == CUDA:
+            self._build_cuda(library)
+        else:
+            self._build_native(library)
+
+    def _build_cuda(self, library: Path) -> None:
+        if os.environ.get("OFA_CUDA") == "0":
+            library.unlink(missing_ok=True)
+            library.with_suffix(".log").unlink(missing_ok=True)
+            return
+        build_cuda = load_build_cuda()
+        try:
+            build_cuda.build(library, root=Path())
+        except build_cuda.NoCompilerError:
+            pass  # most machines have none, and `ofa info` says what to do then
+        except build_cuda.BuildError as error:
+            self.warn(f"the CUDA kernels were not built; Triton's take their place. {error}")
+
+    def _build_native(self, library: Path) -> None:
         log = library.with_suffix(".log")
         library.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
@@ -100,6 +138,6 @@ class BuildNative(build_ext):
 # imported, it only says how the kernels are compiled
 if __name__ == "__main__":
     setup(
-        ext_modules=[Extension("ofa_kernels._native", sources=[], optional=True)],
-        cmdclass={"build_ext": BuildNative},
+        ext_modules=[Extension(name, sources=[], optional=True) for name in (NATIVE, CUDA)],
+        cmdclass={"build_ext": BuildKernels},
     )

@@ -25,7 +25,9 @@ BUILD = ROOT / "build" / "emulation"
 NAME = "libofa_emulated.so"
 # no contraction: where the sources ask the device to round a product on its own, a CPU must do so too
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
-FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+# what a kernel forgets to set is to be seen
+FLAGS += ["-ftrivial-auto-var-init=pattern"]
+FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
 FOLDERS = ("include", "cuda", "emulation")
 
 

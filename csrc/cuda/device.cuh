@@ -155,26 +155,11 @@ inline uint4 load_from_block(const uint4* place, unsigned rank) {
     return vector;
 }
 
-inline void copy_async(uint4* to, const void* from, unsigned bytes) {
-    emulation::check_aligned(to, sizeof(uint4));
-    emulation::check_aligned(from, sizeof(uint4));
-    emulation::Thread& thread = emulation::self();
-    thread.copies.push_back({to, from, bytes, thread.group});
-}
+inline void copy_async(uint4* to, const void* from, unsigned bytes) { emulation::copy_async(to, from, bytes); }
 inline void end_group() { ++emulation::self().group; }
 template <int PENDING>
 inline void wait_for_groups() {
-    emulation::Thread& thread = emulation::self();
-    std::size_t left = 0;
-    for (const emulation::Copy& copy : thread.copies) {
-        if (copy.group + PENDING < thread.group) {
-            std::memset(copy.to, 0, sizeof(uint4));
-            std::memcpy(copy.to, copy.from, copy.bytes);
-        } else {
-            thread.copies[left++] = copy;
-        }
-    }
-    thread.copies.resize(left);
+    emulation::wait_for_groups(PENDING);
 }
 
 inline uint4 load_vector(const void* from) {

@@ -6,8 +6,9 @@
 namespace ofa {
 
 // y' = w x_hat' + w' x_hat
+// Without the 1, blocks that a multiprocessor must hold, ptxas makes do with 64 registers on sm_100 and spills.
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) jvp(ofa_norm_jvp c) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
     constexpr int V = TANGENT_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);

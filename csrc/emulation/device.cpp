@@ -24,9 +24,11 @@ Current::~Current() {}
 extern "C" OFA_EXPORT const char* ofa_cuda_last_error(void) { return ofa::last_error.c_str(); }
 extern "C" OFA_EXPORT const char* ofa_cuda_architectures(void) { return "emulated"; }
 
-// The device's size, and the seed of the order in which warps run.
+// The device's size, and the seed of what may happen in any order.
 extern "C" OFA_EXPORT void ofa_emulation_configure(int64_t multiprocessors, int64_t threads, int64_t cluster,
                                                    int64_t shared, int64_t seed) {
-    ofa::emulated = {int(multiprocessors), int(threads), int(cluster), std::size_t(shared), std::size_t(shared) + 1024, false};
+    const std::size_t bytes(shared);
+    ofa::emulated = {int(multiprocessors), int(threads), int(cluster), bytes, bytes + 1024, false};
+    emulation::shared_limit = bytes;
     emulation::seed = uint32_t(seed);
 }

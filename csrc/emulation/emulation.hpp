@@ -1,15 +1,17 @@
 // CUDA's execution model on a CPU, for tests: a fiber for each thread of a cluster, one cluster after another.
 //
-// It is as unkind as a device may be. Shared memory begins as NaN. A warp runs far ahead of the others or waits, in an
-// order that a seed decides. An asynchronous copy arrives only where the program waits for it. A barrier that not all
-// threads reach, a vector that is not aligned, a write past the end of shared memory, and a look into the shared memory
-// of a block that has not begun or has ended are faults, of which `launch` tells.
+// It is as unkind as a device may be. Shared memory begins as NaN. A warp runs far ahead of the others or waits, clusters
+// run in any order, and an asynchronous copy arrives at once or only where the program waits for it: a seed decides.
+// Faults, of which `launch` tells, are a barrier or a shuffle that not all threads reach, a vector that is not aligned,
+// a write past the end of shared memory, more of it than there is, and a look into that of a block that has not begun or
+// has ended.
 #pragma once
 
 #include <cstdio>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -27,11 +29,13 @@ struct alignas(16) uint4 {
 namespace emulation {
 
 constexpr unsigned WARP = 32;
-constexpr std::size_t GUARD_BYTES = 256;  // after a block's shared memory, to notice what is written there
-constexpr char POISON = char(0xFF);
+constexpr std::size_t GUARD_BYTES = 8192;  // after a block's shared memory, to notice what is written there
+constexpr char POISON = char(0xFF), GUARD = 1;  // NaN, and numbers so small that no sum is one
 
 struct Barrier {
-    unsigned size = 0, arrived = 0;
+    unsigned size = 0;
+    const char* missed = nullptr;  // what to say where threads wait at it for ever
+    unsigned arrived = 0;
     unsigned long phase = 0;
 };
 
@@ -48,6 +52,7 @@ struct Block {
     unsigned begun = 0, ended = 0;  // threads
 };
 
+// A copy that has not arrived yet.
 struct Copy {
     void* to;
     const void* from;
@@ -71,6 +76,7 @@ struct Thread {
 struct Launch {
     dim3 grid, block;
     unsigned cluster = 1;
+    std::size_t shared = 0;
     std::vector<std::unique_ptr<Thread>> threads;
     std::vector<Block> blocks;
     Barrier cluster_barrier;
@@ -78,10 +84,17 @@ struct Launch {
     Thread* now = nullptr;
     std::function<void()> body;
     std::string fault;
+    uint32_t random;
+
+    uint32_t draw() {
+        random = random * 1664525u + 1013904223u;
+        return random >> 8;
+    }
 };
 
 inline thread_local Launch* running = nullptr;
-inline uint32_t seed = 1;  // of the order of warps
+inline uint32_t seed = 1;                // of what may happen in any order
+inline std::size_t shared_limit = ~0ul;  // bytes that a block may have
 
 inline Thread& self() { return *running->now; }
 inline Block& own_block() { return running->blocks[self().rank]; }
@@ -120,19 +133,22 @@ inline void entry() {
     for (;;) yield();
 }
 
-inline uint32_t draw(uint32_t& state) {
-    state = state * 1664525u + 1013904223u;
-    return state >> 8;
+// Why no thread can go on: the barrier of the fewest threads that one waits at.
+inline const char* deadlock(const Launch& launch) {
+    const Barrier* found = nullptr;
+    for (const auto& thread : launch.threads)
+        if (thread->waits && (!found || thread->waits->size < found->size)) found = thread->waits;
+    return found->missed;
 }
 
 // Run the threads of one cluster to their end, or to a fault.
-inline void run_cluster(Launch& launch, uint32_t& order) {
+inline void run_cluster(Launch& launch) {
     const unsigned n_warps = unsigned(launch.threads.size()) / WARP;
     for (bool left = true; left && launch.fault.empty();) {
         bool stuck = true;
         left = false;
         for (unsigned w = 0; w < n_warps; ++w) {
-            const bool turn = draw(order) & 1;
+            const bool turn = launch.draw() & 1;
             for (bool ran = true; ran && launch.fault.empty();) {
                 ran = false;
                 for (unsigned lane = 0; lane < WARP; ++lane) {
@@ -152,18 +168,49 @@ inline void run_cluster(Launch& launch, uint32_t& order) {
                 }
             }
         }
-        if (left && stuck) launch.fault = "a barrier that not all threads reach";
+        if (left && stuck) launch.fault = deadlock(launch);
+    }
+}
+
+// Every cluster's threads and shared memory as they are before it runs.
+inline void begin_cluster(Launch& launch, unsigned first) {
+    const unsigned threads = launch.block.x;
+    launch.cluster_barrier = {threads * launch.cluster, "a barrier that not all threads of the cluster reach"};
+    for (Block& block : launch.blocks) {
+        if (!block.memory) block.memory.reset(new char[launch.shared + GUARD_BYTES + 16]);
+        block.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block.memory.get()) + 15) & ~uintptr_t(15));
+        std::memset(block.shared, POISON, launch.shared);
+        std::memset(block.shared + launch.shared, GUARD, GUARD_BYTES);
+        block.barrier = {threads, "a barrier that not all threads of the block reach"};
+        block.warps.assign(threads / WARP, Warp{{WARP, "a shuffle in which not all lanes take part"}, {}});
+        block.begun = block.ended = 0;
+    }
+    for (unsigned i = 0; i < threads * launch.cluster; ++i) {
+        Thread& thread = *launch.threads[i];
+        const unsigned block = first + i / threads;
+        thread.index = dim3(i % threads, 0, 0);
+        thread.block_index = dim3(block % launch.grid.x, block / launch.grid.x, 0);
+        thread.rank = i / threads;
+        thread.number = i % threads;
+        thread.begun = thread.done = false;
+        thread.waits = nullptr;
+        thread.shuffles = thread.group = 0;
+        thread.copies.clear();
+        thread.fiber.start(entry);
     }
 }
 
 // Run a kernel whose call is `body`; what went wrong, or nothing.
 inline std::string launch(dim3 grid, unsigned threads, unsigned cluster, std::size_t shared,
                           std::function<void()> body) {
-    if (!threads || threads % WARP || threads > 1024 || !grid.x || grid.x % cluster) return "a bad launch";
+    if (!threads || threads % WARP || threads > 1024 || !grid.x || !grid.y || grid.x % cluster) return "a bad launch";
+    if (shared > shared_limit) return "more shared memory than a block may have";
     Launch launch;
     launch.grid = grid;
     launch.block = dim3(threads);
     launch.cluster = cluster;
+    launch.shared = shared;
+    launch.random = seed;
     launch.body = std::move(body);
     launch.blocks.resize(cluster);
     static thread_local std::vector<std::unique_ptr<Thread>> pool;  // stacks are dear
@@ -172,36 +219,18 @@ inline std::string launch(dim3 grid, unsigned threads, unsigned cluster, std::si
     std::vector<std::unique_ptr<Thread>> spare;
     for (; launch.threads.size() > threads * cluster; launch.threads.pop_back())
         spare.push_back(std::move(launch.threads.back()));
-    uint32_t order = seed;
     running = &launch;
-    for (unsigned first = 0; first < grid.x * grid.y && launch.fault.empty(); first += cluster) {
-        launch.cluster_barrier = {threads * cluster, 0, 0};
-        for (Block& block : launch.blocks) {
-            if (!block.memory) block.memory.reset(new char[shared + GUARD_BYTES + 16]);
-            block.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block.memory.get()) + 15) & ~uintptr_t(15));
-            std::memset(block.shared, POISON, shared + GUARD_BYTES);
-            block.barrier = {threads, 0, 0};
-            block.warps.assign(threads / WARP, Warp{{WARP, 0, 0}, {}});
-            block.begun = block.ended = 0;
-        }
-        for (unsigned i = 0; i < threads * cluster; ++i) {
-            Thread& thread = *launch.threads[i];
-            const unsigned block = first + i / threads;
-            thread.index = dim3(i % threads, 0, 0);
-            thread.block_index = dim3(block % grid.x, block / grid.x, 0);
-            thread.rank = i / threads;
-            thread.number = i % threads;
-            thread.begun = thread.done = false;
-            thread.waits = nullptr;
-            thread.shuffles = thread.group = 0;
-            thread.copies.clear();
-            thread.fiber.start(entry);
-        }
-        run_cluster(launch, order);
+    std::vector<unsigned> order(grid.x * grid.y / cluster);
+    std::iota(order.begin(), order.end(), 0u);
+    for (std::size_t left = order.size(); left > 1; --left) std::swap(order[left - 1], order[launch.draw() % left]);
+    for (unsigned number : order) {
+        begin_cluster(launch, number * cluster);
+        run_cluster(launch);
         for (const Block& block : launch.blocks)
             for (std::size_t i = 0; i < GUARD_BYTES; ++i)
-                if (block.shared[shared + i] != POISON && launch.fault.empty())
+                if (block.shared[shared + i] != GUARD && launch.fault.empty())
                     launch.fault = "a write past the end of shared memory";
+        if (!launch.fault.empty()) break;
     }
     running = nullptr;
     pool = std::move(launch.threads);
@@ -222,15 +251,46 @@ T shuffle(T value, unsigned from) {
 
 // The same place in the shared memory of another block of the cluster.
 inline char* shared_of(const void* place, unsigned rank) {
+    const uintptr_t offset = reinterpret_cast<uintptr_t>(place) - reinterpret_cast<uintptr_t>(own_block().shared);
+    if (offset >= running->shared) fail("a place in another block that is not in shared memory");
     if (rank >= running->cluster) fail("a block that is not in the cluster");
     Block& block = running->blocks[rank];
     if (!block.begun) fail("the shared memory of a block that has not begun");
     if (block.ended == running->block.x) fail("the shared memory of a block that has ended");
-    return block.shared + (static_cast<const char*>(place) - own_block().shared);
+    return block.shared + offset;
 }
 
 inline void check_aligned(const void* place, std::size_t bytes) {
     if (reinterpret_cast<uintptr_t>(place) % bytes) fail("a vector that is not aligned");
+}
+
+// What cp.async does with 16 bytes of shared memory: `bytes` of them copied, zeros after them.
+inline void arrive(const Copy& copy) {
+    std::memset(copy.to, 0, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
+}
+
+inline void copy_async(void* to, const void* from, unsigned bytes) {
+    check_aligned(to, 16);
+    check_aligned(from, 16);
+    const Copy copy{to, from, bytes, self().group};
+    if (running->draw() & 1)
+        arrive(copy);
+    else
+        self().copies.push_back(copy);
+}
+
+// The copies of all groups but the last `pending` arrive.
+inline void wait_for_groups(unsigned pending) {
+    Thread& thread = self();
+    std::size_t left = 0;
+    for (const Copy& copy : thread.copies) {
+        if (copy.group + pending < thread.group)
+            arrive(copy);
+        else
+            thread.copies[left++] = copy;
+    }
+    thread.copies.resize(left);
 }
 
 }  // namespace emulation

@@ -1,8 +1,11 @@
+import re
+
 import pytest
 import torch
 
 from benchmarks import roofline
 from benchmarks.harness.traffic import KERNELS
+from benchmarks.prediction.cards import CARDS
 
 
 def test_times_are_bytes_over_rates():
@@ -33,3 +36,31 @@ def test_sizes_below_one_are_refused(option, capsys):
     with pytest.raises(SystemExit):
         roofline.main([option, "0"])
     assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_the_committed_predictions_are_what_the_command_writes(tmp_path, capsys):
+    committed = (roofline.Path(roofline.__file__).parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    copy = tmp_path / "gpu.md"
+    copy.write_text(
+        re.sub(f"(?s){roofline.BEGIN}.*{roofline.END}", f"{roofline.BEGIN}{roofline.END}", committed)
+    )
+    assert copy.read_text(encoding="utf-8") != committed
+    assert roofline.main(["--predict", "--markdown", str(copy)]) == 0
+    assert copy.read_text(encoding="utf-8") == committed
+    printed = capsys.readouterr().out
+    for card in CARDS:
+        assert f"**{card.name}**" in printed
+
+
+def test_a_file_without_a_place_for_the_tables_is_left_alone(tmp_path):
+    file = tmp_path / "other.md"
+    file.write_text("text\n")
+    with pytest.raises(ValueError, match="no place"):
+        roofline.main(["--predict", "--markdown", str(file)])
+    assert file.read_text() == "text\n"
+
+
+def test_one_shape_is_explained(capsys):
+    assert roofline.main(["--predict", "--rows", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert "64 x 4096, bfloat16, predicted" in printed and "launches" in printed and "latency" in printed
