@@ -7,11 +7,10 @@ from math import prod
 
 import torch
 
-from ofa_kernels import native
+from ofa_kernels.structs import DTYPES
 from tests.ofa_kernels.native.test_library import HEADER, structs
 
 LAYOUTS = structs(HEADER)  # {operator: (the members of its struct, their format)}
-DTYPES = native.DTYPES
 OK, UNSUPPORTED, CUDA_ERROR = 0, 2, 3
 GUARD_BYTES, UNTOUCHED = 256, 0xA5
 
