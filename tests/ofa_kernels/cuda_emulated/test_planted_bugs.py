@@ -1,7 +1,7 @@
 """The checks of the emulated kernels notice what they are for: each planted bug fails the one it names.
 
 What a CPU can't show, because its memory is one and its kernels follow each other, goes unnoticed: a missing
-fence, a kernel that begins early and doesn't wait for the one in front, a cluster that a card has no room for.
+fence, a kernel that begins early and doesn't wait for the one in front, a cluster that has no room on a card.
 So do reads of memory that change no result, and sums in another order that is as fixed.
 """
 
