@@ -91,7 +91,7 @@ def test_a_launch_takes_every_choice_from_its_plan(device, monkeypatch):
         names = ("BLOCK_N", "BLOCK_S", "num_warps", "maxnreg", "UNIT", "PIPELINE")
         assert [constants[name] for name in names] == [256, 32, 2, 96, 4, 3]
     ((grid, constants),) = sums.launches
-    assert (grid, constants["BLOCK_P"], constants["BLOCK_N"]) == ((6,), 16, 128)
+    assert (grid, constants["BLOCK_P"], constants["BLOCK_N"]) == ((6, 1), 16, 128)
 
 
 def test_rows_in_flight_change_no_bit(device, monkeypatch):
