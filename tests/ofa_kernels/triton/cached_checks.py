@@ -95,7 +95,7 @@ def calls(
     return some
 
 
-def cut(residency, n_cols, *rest, whole=plan.plan):
+def cut(residency, n_cols, *rest, whole=plan.plan) -> plan.Plan:
     """A plan in two stages, always the same object."""
     key = residency, n_cols, *rest
     if key not in _cut:
