@@ -11,7 +11,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-
 @pytest.fixture(autouse=True, scope="session")
 def quick_reductions():
     """Let the interpreter combine half of a block with the other, as a GPU does, not value by value."""

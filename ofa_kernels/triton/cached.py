@@ -1,9 +1,10 @@
 """Launches that skip what does not change from call to call.
 
-`kernel[grid](...)` binds the arguments, asks how each is typed and aligned, and finds the build for that, which
-takes the host longer than most kernels take the card. `Builds` remembers a build by what it depends on, and hands
-the arguments to the C function that Triton's launcher would hand them to. What is unusual goes Triton's own way:
-its interpreter, hooks of a profiler, a replacement for Triton's launch, a Triton that launches otherwise.
+`kernel[grid](...)` binds the arguments, asks how each is typed and aligned, and finds the build for that:
+longer work for the host than most kernels are for the card. `Builds` remembers a build by what it depends on,
+and hands the arguments to the C function that Triton's launcher would hand them to. What is unusual goes
+Triton's own way: its interpreter, hooks of a profiler, a replacement for Triton's launch, a Triton that
+launches otherwise.
 """
 
 from collections.abc import Callable
@@ -122,7 +123,8 @@ def _build_of(kernel: JITFunction, compiled: object, constants: dict[str, Any]) 
     if enqueue is None:
         return None
     own = tuple(constants[parameter.name] for parameter in kernel.params if parameter.is_constexpr)
-    return _Build(kernel, driver.active, driver.active.get_current_stream, enqueue, own)
+    active: Any = driver.active  # its base class leaves streams to those of GPUs
+    return _Build(kernel, active, active.get_current_stream, enqueue, own)
 
 
 def _enqueue_of(compiled: CompiledKernel) -> Callable[[int, int, int, tuple[object, ...]], object] | None:

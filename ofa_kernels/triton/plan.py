@@ -202,7 +202,7 @@ def plan(residency: Residency, n_cols: int, dtype: torch.dtype, unit: int) -> Pl
 
 @lru_cache(maxsize=64)
 def float64_is_fast(device: int) -> bool:
-    """Whether a card has half of float32's speed in float64, as 8.0, 9.0 and 10.0 do; others have 1/32 or less."""
+    """Whether a card has half of float32's speed in float64, as 8.0, 9.0 and 10.0 do; others have a 32nd."""
     if not torch.cuda.is_available():  # interpreted, or compiled for another machine
         return True
     major, minor = torch.cuda.get_device_capability(device)

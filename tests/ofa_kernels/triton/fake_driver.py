@@ -1,4 +1,4 @@
-"""Triton without a card or a compiler: everything between them, down to the C function that launches, is its own.
+"""Triton without a card or a compiler; what is between them, down to the C that launches, is its own.
 
 What would be C is a function of the test's, and is handed what C would be.
 """

@@ -16,9 +16,7 @@ SOURCE = Path(__file__).with_name("cached_checks.py")
 CHECKS = [
     node.name
     for node in ast.parse(SOURCE.read_text(encoding="utf-8")).body
-    if isinstance(node, ast.FunctionDef)
-    and node.returns is None
-    and not any(ast.iter_child_nodes(node.args))
+    if isinstance(node, ast.FunctionDef) and node.returns is None and not any(ast.iter_child_nodes(node.args))
 ]
 
 
