@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ofa_kernels.dtypes import accumulation_dtype
-from ofa_kernels.triton.cached import Builds, launch
+from ofa_kernels.triton.cached import Builds
 from ofa_kernels.triton.rms_norm import sum_partials
 
 MIN_BLOCK = 128  # the columns of one Philox call
@@ -124,22 +124,24 @@ class Plan:
             "maxnreg": self.registers,
         }
 
-    def finish(self, partials: Tensor, dtype: torch.dtype) -> Tensor:
-        """The sum over the first dimension of partials, in a fixed order, in dtype."""
-        n_partials, *sizes = partials.shape
-        out = partials.new_empty(sizes, dtype=dtype)
+    def finish(self, partials: Tensor, out: Tensor) -> Tensor:
+        """`out`, into which the sum over the first dimension of partials is written, in a fixed order."""
         n_cols = out.numel()
         block_p, block_n = self.partials
         if n_cols:
-            launch(
+            unit = common_unit(n_cols, partials.element_size())
+            self.builds.launch(
                 sum_partials,
                 (cdiv(n_cols, block_n), 1),
                 (partials, out),
-                (n_partials, n_cols),
-                BLOCK_P=block_p,
-                BLOCK_N=block_n,
-                UNIT=common_unit(n_cols, partials.element_size()),
-                num_warps=max(block_p * block_n // PARTIALS_PER_WARP, 1),
+                (partials.shape[0], n_cols),
+                (unit,),
+                lambda: {
+                    "BLOCK_P": block_p,
+                    "BLOCK_N": block_n,
+                    "UNIT": unit,
+                    "num_warps": max(block_p * block_n // PARTIALS_PER_WARP, 1),
+                },
             )
         return out
 

@@ -111,7 +111,7 @@ def preconditioned_probes_backward(
         EPS=eps,
         OFFSET=offset,
     )
-    return dz, p.finish(partials, weight.dtype)
+    return dz, p.finish(partials, dense_like(weight))
 
 
 def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:

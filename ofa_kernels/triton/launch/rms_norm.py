@@ -100,4 +100,4 @@ def rms_norm_backward(
         OFFSET=offset,
         PIPELINE=pipeline,
     )
-    return dx, None if partials is None else p.finish(partials, weight.dtype)
+    return dx, None if partials is None else p.finish(partials, dense_like(weight))

@@ -17,12 +17,12 @@ def rms_norm_jvp(
     n_cols = x.shape[-1]
     n_rows = x.numel() // n_cols
     if x_dot is not None:
-        k_shape = x_dot.shape[: x_dot.dim() - x.dim()]
+        y_dot = torch.empty_like(x_dot, dtype=x.dtype, memory_format=torch.contiguous_format)
+        n_tangents = x_dot.numel() // x.numel() if n_rows else 0
     else:
         assert weight_dot is not None  # a call has a tangent of one of the two
-        k_shape = weight_dot.shape[:-1]
-    n_tangents = math.prod(k_shape)
-    y_dot = x.new_empty((*k_shape, *x.shape))
+        y_dot = x.new_empty((*weight_dot.shape[:-1], *x.shape))
+        n_tangents = weight_dot.numel() // n_cols
     if y_dot.numel():
         x, stride = strided(x, n_rows)
         x_dot, x_dot_strides = strided(x_dot, n_tangents, n_rows)
@@ -80,7 +80,9 @@ def rms_norm_backward_tangent(
         EPS=eps,
         OFFSET=offset,
     )
-    return dx_dot, None if partials is None else p.finish(partials, weight.dtype)
+    if partials is None:
+        return dx_dot, None
+    return dx_dot, p.finish(partials, weight.new_empty((*k_shape, n_cols)))
 
 
 def rms_norm_jvp_backward(
@@ -124,6 +126,9 @@ def rms_norm_jvp_backward(
         EPS=eps,
         OFFSET=offset,
     )
-    dw = None if dw_partials is None else p.finish(dw_partials, weight.dtype)
-    dw_dot = None if dw_dot_partials is None else p.finish(dw_dot_partials, weight.dtype)
+    dw = dw_dot = None
+    if dw_partials is not None:
+        dw = p.finish(dw_partials, dense_like(weight))
+    if dw_dot_partials is not None:
+        dw_dot = p.finish(dw_dot_partials, weight.new_empty((*k_shape, n_cols)))
     return dx, dw, dx_dot, dw_dot
