@@ -43,8 +43,8 @@ class Residency:
         per_warp: columns of one warp; 512 are 16 values a thread, two 128-bit loads of bfloat16.
         registers: the most a thread may have. 128 let 16 warps fill a multiprocessor; left to itself, ptxas
             spills a little to fit more.
-        sum_f64: whether squares are added up in float64 on every card. Where tangents are read as well, that
-            takes no longer than reading.
+        sum_f64: whether squares are added up in float64 on every card. Where tangents or probes are read as
+            well, that takes no longer than reading; and pairs of float32 take registers.
     """
 
     whole: int
@@ -59,7 +59,7 @@ BACKWARD = Residency(8192, 4096, 512)  # x, dy, w and dw
 JVP = Residency(8192, 4096, 512)  # x, w and one tangent
 TANGENT = Residency(4096, 2048, 256, sum_f64=True)  # x, dy, w, three tangents and two sums: 8 values a thread
 PROBES = Residency(8192, 4096, 512)  # w / σ and the words of signs
-PROBES_BACKWARD = Residency(8192, 4096, 512)  # z, w, dw and the sum over probes
+PROBES_BACKWARD = Residency(8192, 4096, 512, sum_f64=True)  # z, w, dw and the sum over probes
 # every kernel in float64, where speed matters least: 4 values a thread
 DOUBLE = Residency(1024, 1024, 128, 255, sum_f64=True)
 
