@@ -6,8 +6,8 @@
 
 No kernel may spill registers or have a stack. CLAIMS says what else each one is written for, and its machine
 code must show: accesses of 128 bits to global memory, copies to shared memory of as many that no thread waits
-for, barriers of a cluster. A kernel that is not in CLAIMS fails, and so does a committed table that is not
-what this nvcc gives.
+for, barriers of a cluster and what its blocks send each other. A kernel that is not in CLAIMS fails, and so
+does a committed table that is not what this nvcc gives.
 
 What is up to date in build/cuda, where `pip install` leaves it, is read and not compiled again.
 """
@@ -36,16 +36,13 @@ FEATURES = {
     "128-bit stores": (r"\bSTG\.E\S*\.128", 80),
     "128-bit copies": (r"\bLDGSTS\.E\S*\.128", 80),
     "cluster barriers": (r"\bUCGABAR_WAIT", 90),
+    "deliveries": (r"\bSTAS\b", 90),  # what blocks of a cluster send each other, and wait for alone
     "early begin": (r"\bACQBULK", 90),  # waits itself for the kernels in front of it
     "device fences": (r"\bMEMBAR\.\w+\.GPU", 90),  # nobody's claim: each waits until all stores are in memory
 }
-LOADS, STORES, COPIES, CLUSTER, EARLY, _ = FEATURES
-RING = (
-    LOADS,
-    STORES,
-    COPIES,
-    CLUSTER,
-)  # rows are fetched ahead and summed over a cluster; the weight is loaded
+LOADS, STORES, COPIES, CLUSTER, SENT, EARLY, _ = FEATURES
+# rows are fetched ahead and summed over a cluster; the weight is loaded
+RING = (LOADS, STORES, COPIES, CLUSTER, SENT)
 # by the file that declares a kernel, which is part of its name here
 CLAIMS = {
     "rms_norm.forward": RING,

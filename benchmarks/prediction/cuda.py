@@ -9,7 +9,7 @@ from benchmarks.prediction.model import WARP, Launch, Work
 
 MAX_THREADS, STAGES, PARTS = 512, 3, 16
 BLOCK_SHARED, SUM_COLUMNS = 1024, 32
-ITEMS_OF_TEAM, ITEMS_OF_ONE_LAUNCH = 4, 8
+ITEMS_OF_TEAM, ITEMS_OF_ONE_LAUNCH = 4, 4
 VECTOR = 16  # bytes
 
 
@@ -54,7 +54,7 @@ def vectors_of(kernel: str, itemsize: int) -> int:
 
 def team_sum_bytes(sums: int) -> int:
     """Shared memory to add up over a team."""
-    return 4 * PARTS * sums * 8
+    return 4 * PARTS * sums * 8 + 2 * 8
 
 
 def ring_bytes(vectors: int, operands: int) -> int:

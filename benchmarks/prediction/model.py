@@ -34,7 +34,7 @@ OF_PEAK = 0.92  # of the memory's peak, that a large copy reaches
 ISSUED = 3.0  # instructions of warps that a multiprocessor issues in a clock, of 4 that it could
 OWN_CLOCKS = 2.0  # between two instructions of the same warp
 SUM_CLOCKS = 450  # to add up over a block: two rounds of shuffles in float64, a barrier, r
-BARRIER_CLOCKS = 300  # of a cluster; besides it has a fence, which waits until what was written is in memory
+DELIVERY_CLOCKS = 300  # in which the blocks of a cluster have each other's sums
 WARP = 32
 
 
@@ -113,7 +113,7 @@ class Launch:
         clocks = max(warps / ISSUED, OWN_CLOCKS) * work.instructions / work.steps
         step = (clocks + work.sums * SUM_CLOCKS) / card.clock
         if self.blocks > 1:
-            step += work.sums * (BARRIER_CLOCKS / card.clock + LATENCY)
+            step += work.sums * DELIVERY_CLOCKS / card.clock
         of_team = copy_rate(card) * self.blocks / card.multiprocessors
         latency = CACHE_LATENCY if self.finishes else LATENCY + work.read / work.steps / of_team
         step = max(step, latency / self.ahead) if self.ahead else step + latency
