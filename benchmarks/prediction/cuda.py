@@ -35,7 +35,7 @@ class Plan:
 
     threads: int
     cluster: int
-    shared: int = 0
+    shared: int
     blocks: int = 1
     passes: int = 1
     gathers: bool = False
@@ -57,38 +57,48 @@ def team_sum_bytes(sums: int) -> int:
     return 4 * PARTS * sums * 8
 
 
-def ring_bytes(threads: int, vectors: int, operands: int) -> int:
-    """Shared memory for what is fetched ahead."""
-    return STAGES * operands * vectors * threads * VECTOR
+def ring_bytes(vectors: int, operands: int) -> int:
+    """Shared memory of a thread for what is fetched ahead."""
+    return STAGES * operands * vectors * VECTOR
 
 
-def sums_bytes(threads: int, vectors: int, itemsize: int) -> int:
-    """Shared memory for a row of sums, in float32 or float64."""
-    return vectors * threads * VECTOR * (1 if itemsize == 8 else 4 // itemsize)
+def sums_bytes(vectors: int, itemsize: int) -> int:
+    """Shared memory of a thread for a row of sums, in float32 or float64."""
+    return vectors * VECTOR * (1 if itemsize == 8 else 4 // itemsize)
 
 
-def plan_row(device: Device, columns: int, itemsize: int, vectors: int) -> Plan | None:
-    """Threads and cluster; None for rows that are too long."""
-    needed, cluster = math.ceil(columns * itemsize / VECTOR), 1
-    while cluster * device.threads * vectors < needed:
+def plan_row(device: Device, vectors: int, needed: int, fixed: int, of_thread: int) -> Plan | None:
+    """Threads and cluster for rows of as many vectors as needed, of which a thread has `vectors`.
+
+    Args:
+        device: Where.
+        vectors: Of a thread.
+        needed: Vectors of a row.
+        fixed: Bytes of shared memory of a block.
+        of_thread: Bytes more for each of its threads.
+
+    Returns:
+        None for rows that are too long.
+    """
+    cluster = 1
+    while cluster <= device.cluster:
+        threads = math.ceil(math.ceil(needed / (vectors * cluster)) / WARP) * WARP
+        shared = fixed + threads * of_thread
+        if threads <= device.threads and shared <= device.shared_block:
+            return Plan(threads, cluster, shared)
         cluster *= 2
-    if cluster > device.cluster:
-        return None
-    threads = math.ceil(needed / (vectors * cluster))
-    return Plan(math.ceil(threads / WARP) * WARP, cluster)
+    return None
 
 
-def plan_teams(device: Device, plan: Plan, most: int) -> Plan | None:
+def plan_teams(device: Device, plan: Plan, most: int) -> Plan:
     """As many teams as run at once, and no more than `most`."""
-    if plan.shared > device.shared_block:
-        return None
     by_shared = device.shared_multiprocessor // (plan.shared + BLOCK_SHARED)
     blocks = max(1, min(MAX_THREADS // plan.threads, by_shared))
     teams = blocks * device.multiprocessors // (plan.cluster * plan.passes)
     return replace(plan, blocks=plan.cluster * max(1, min(teams, most)))
 
 
-def plan_teams_with_sums(device: Device, plan: Plan, rows: int, items: int) -> Plan | None:
+def plan_teams_with_sums(device: Device, plan: Plan, rows: int, items: int) -> Plan:
     """The same for teams that end with sums over their rows."""
     of_block = math.ceil(rows / device.cluster)
     if plan.cluster == 1 and (of_block <= 1 or of_block * items <= ITEMS_OF_ONE_LAUNCH):
@@ -101,48 +111,36 @@ def plan_teams_with_sums(device: Device, plan: Plan, rows: int, items: int) -> P
 
 def plan_forward(device: Device, rows: int, columns: int, itemsize: int) -> Plan | None:
     """Of the forward without a residual."""
-    vectors = vectors_of("forward", itemsize)
-    plan = plan_row(device, columns, itemsize, vectors)
-    if not plan:
-        return None
-    shared = team_sum_bytes(1) + ring_bytes(plan.threads, vectors, 1)
-    return plan_teams(device, replace(plan, shared=shared), rows)
+    vectors, needed = vectors_of("forward", itemsize), math.ceil(columns * itemsize / VECTOR)
+    plan = plan_row(device, vectors, needed, team_sum_bytes(1), ring_bytes(vectors, 1))
+    return plan and plan_teams(device, plan, rows)
 
 
 def plan_backward(device: Device, rows: int, columns: int, itemsize: int) -> Plan | None:
     """Of the backward with a dw and without a ds."""
-    vectors = vectors_of("backward", itemsize)
-    plan = plan_row(device, columns, itemsize, vectors)
-    if not plan:
-        return None
-    shared = team_sum_bytes(2) + ring_bytes(plan.threads, vectors, 2)
-    return plan_teams_with_sums(device, replace(plan, shared=shared), rows, 1)
+    vectors, needed = vectors_of("backward", itemsize), math.ceil(columns * itemsize / VECTOR)
+    plan = plan_row(device, vectors, needed, team_sum_bytes(2), ring_bytes(vectors, 2))
+    return plan and plan_teams_with_sums(device, plan, rows, 1)
 
 
 def plan_jvp(device: Device, rows: int, columns: int, itemsize: int) -> Plan | None:
     """Of the JVP."""
-    vectors = vectors_of("tangents", itemsize)
-    plan = plan_row(device, columns, itemsize, vectors)
-    if not plan:
-        return None
-    shared = team_sum_bytes(1) + ring_bytes(plan.threads, vectors, 1)
-    return plan_teams(device, replace(plan, shared=shared), rows)
+    vectors, needed = vectors_of("tangents", itemsize), math.ceil(columns * itemsize / VECTOR)
+    plan = plan_row(device, vectors, needed, team_sum_bytes(1), ring_bytes(vectors, 1))
+    return plan and plan_teams(device, plan, rows)
 
 
 def plan_tangents(device: Device, rows: int, columns: int, itemsize: int, tangents: int) -> Plan | None:
     """Of the backward's tangents with a dw_dot."""
-    vectors = vectors_of("tangents", itemsize)
-    plan = plan_row(device, columns, itemsize, vectors)
+    vectors, needed = vectors_of("tangents", itemsize), math.ceil(columns * itemsize / VECTOR)
+    fixed, ring, of_tangent = team_sum_bytes(2), ring_bytes(vectors, 2), sums_bytes(vectors, itemsize)
+    plan = plan_row(device, vectors, needed, fixed, ring + of_tangent)
     if not plan:
         return None
-    fixed = team_sum_bytes(2) + ring_bytes(plan.threads, vectors, 2)
-    of_tangent = sums_bytes(plan.threads, vectors, itemsize)
-    if fixed + of_tangent > device.shared_block:
-        return None
-    most = (device.shared_block - fixed) // of_tangent
+    most = ((device.shared_block - fixed) // plan.threads - ring) // of_tangent
     passes = max(1, math.ceil(tangents / most))
     of_pass = math.ceil(tangents / passes)
-    plan = replace(plan, passes=passes, shared=fixed + of_tangent * of_pass)
+    plan = replace(plan, passes=passes, shared=fixed + plan.threads * (ring + of_tangent * of_pass))
     return plan_teams_with_sums(device, plan, rows, 1 + of_pass)
 
 
