@@ -58,15 +58,55 @@ __device__ __forceinline__ void wait_for_previous_kernels() {
 #endif
 }
 
-// Write to the same place in the shared memory of another block of the cluster.
-__device__ __forceinline__ void store_to_block(double* place, unsigned rank, double value) {
+// A delivery is where a block waits for what other blocks of its cluster send it. It has phases that follow each other:
+// in each the block expects some bytes, and waits until they have arrived. Unlike a barrier of the cluster, which waits
+// for all that its threads have written to global memory too, it waits for these bytes alone.
+__device__ __forceinline__ void begin_deliveries(uint64_t* delivery) {
+#if __CUDA_ARCH__ >= 900
+    const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(delivery));
+    asm volatile(
+        "mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
+        "fence.mbarrier_init.release.cluster;" ::"r"(own)
+        : "memory");
+#endif
+}
+
+__device__ __forceinline__ void expect(uint64_t* delivery, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(delivery));
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(own), "r"(bytes) : "memory");
+#endif
+}
+
+// Send a value to the same place in the shared memory of another block, as part of the same delivery there.
+__device__ __forceinline__ void send(double* place, unsigned rank, double value, uint64_t* delivery) {
 #if __CUDA_ARCH__ >= 900
     const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(place));
+    const unsigned own_delivery = static_cast<unsigned>(__cvta_generic_to_shared(delivery));
     asm volatile(
-        "{\n\t.reg .u32 other;\n\t"
-        "mapa.shared::cluster.u32 other, %0, %1;\n\t"
-        "st.shared::cluster.f64 [other], %2;\n\t}" ::"r"(own), "r"(rank), "d"(value)
+        "{\n\t.reg .u32 other, other_delivery;\n\t"
+        "mapa.shared::cluster.u32 other, %0, %2;\n\t"
+        "mapa.shared::cluster.u32 other_delivery, %1, %2;\n\t"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [other], %3, [other_delivery];\n\t}" ::"r"(own),
+        "r"(own_delivery), "r"(rank), "l"(__double_as_longlong(value))
         : "memory");
+#endif
+}
+
+// Wait for the end of a phase, of which the last bit counts.
+__device__ __forceinline__ void wait_for_delivery(uint64_t* delivery, unsigned phase) {
+#if __CUDA_ARCH__ >= 900
+    const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(delivery));
+    unsigned arrived;
+    do {
+        asm volatile(
+            "{\n\t.reg .pred arrived;\n\t"
+            "mbarrier.try_wait.parity.shared::cta.b64 arrived, [%1], %2;\n\t"
+            "selp.u32 %0, 1, 0, arrived;\n\t}"
+            : "=r"(arrived)
+            : "r"(own), "r"(phase)
+            : "memory");
+    } while (!arrived);
 #endif
 }
 
@@ -144,9 +184,12 @@ inline unsigned cluster_size() { return emulation::running->cluster; }
 inline unsigned cluster_rank() { return emulation::self().rank; }
 inline void cluster_sync() { emulation::wait(emulation::running->cluster_barrier); }
 inline void wait_for_previous_kernels() {}
-inline void store_to_block(double* place, unsigned rank, double value) {
-    std::memcpy(emulation::shared_of(place, rank), &value, sizeof value);
+inline void begin_deliveries(uint64_t* delivery) { emulation::begin_deliveries(delivery); }
+inline void expect(uint64_t* delivery, unsigned bytes) { emulation::expect(delivery, bytes); }
+inline void send(double* place, unsigned rank, double value, uint64_t* delivery) {
+    emulation::send(place, rank, value, delivery);
 }
+inline void wait_for_delivery(uint64_t* delivery, unsigned phase) { emulation::wait_for_delivery(delivery, phase); }
 
 inline uint4 load_from_block(const uint4* place, unsigned rank) {
     emulation::check_aligned(place, sizeof(uint4));

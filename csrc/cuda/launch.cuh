@@ -25,7 +25,7 @@ int keep_error(int error);
 
 constexpr unsigned BLOCK_SHARED = 1024;  // bytes of shared memory that the device takes for itself, a block
 constexpr int ITEMS_OF_TEAM = 4;         // rows and tangents, below which a team's sums outweigh what they are of
-constexpr int ITEMS_OF_ONE_LAUNCH = 8;   // up to which a team is done before a second kernel could have added up
+constexpr int ITEMS_OF_ONE_LAUNCH = 4;   // up to which a team is done before a second kernel could have added up
 
 struct Plan {
     unsigned threads = 0, cluster = 1, blocks = 1, passes = 1;

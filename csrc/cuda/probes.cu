@@ -44,7 +44,7 @@ __device__ __forceinline__ void write_signs(T* out, int64_t rows, int n, Key key
 }
 
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) rademacher(ofa_rademacher c, const int64_t* seed_pointer) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) rademacher(ofa_rademacher c, const int64_t* seed_pointer) {
     write_signs(static_cast<T*>(c.signs), c.layers * c.probes * c.examples, static_cast<int>(c.columns),
                 key_of(c.seed, seed_pointer), [&](int64_t row, Acc<T>&) {
                     const int64_t of_probe = row / c.examples;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(MAX_THREADS) rademacher(ofa_rademacher c, cons
 }
 
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) scale(ofa_probe_scale c, const int64_t* seed_pointer) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) scale(ofa_probe_scale c, const int64_t* seed_pointer) {
     write_signs(static_cast<T*>(c.out), c.probes * c.rows, static_cast<int>(c.columns), key_of(c.seed, seed_pointer),
                 [&](int64_t row, Acc<T>& factor) {
                     factor = static_cast<const Acc<T>*>(c.scale)[row];
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(MAX_THREADS) scale(ofa_probe_scale c, const in
 }
 
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) dot(ofa_probe_dot c, const int64_t* seed_pointer) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) dot(ofa_probe_dot c, const int64_t* seed_pointer) {
     constexpr int V = PROBES_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), part = static_cast<int>(blockDim.x) * V * L;
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(MAX_THREADS) dot(ofa_probe_dot c, const int64_
 
 // out_k = w r nu_k; the passes share the probes.
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) probes(ofa_preconditioned_probes c, const int64_t* seed_pointer) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) probes(ofa_preconditioned_probes c, const int64_t* seed_pointer) {
     constexpr int V = PROBES_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(MAX_THREADS) probes(ofa_preconditioned_probes 
 
 // dz = -r^2 z_hat mean(w q), dw = sum over rows of r q. A row's items are dp of each probe, and last z.
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS, 1)
     backward(ofa_preconditioned_probes_backward c, bool gathers, Acc<T>* partials, const int64_t* seed_pointer) {
     constexpr int V = PROBES_BACKWARD_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;

@@ -13,7 +13,7 @@ template <class T>
 constexpr int BACKWARD_VECTORS = sizeof(T) == 8 ? 2 : sizeof(T);
 
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) forward(ofa_norm_forward c) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) forward(ofa_norm_forward c) {
     constexpr int V = FORWARD_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), operands = c.residual ? 2 : 1;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(MAX_THREADS) forward(ofa_norm_forward c) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) backward(ofa_norm_backward c, bool gathers, Acc<T>* partials) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) backward(ofa_norm_backward c, bool gathers, Acc<T>* partials) {
     constexpr int V = BACKWARD_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), operands = c.ds ? 3 : 2;

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) jvp(ofa_norm_jvp c) {
 // The tangent of the backward: dx' = r (g' - c d - m g + (2 m c - c') x_hat), dw' = sum over rows of dy' x_hat + dy x_hat'.
 // A block's second index is its pass over the tangents.
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backward_tangent c, bool gathers, Acc<T>* partials) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) backward_tangent(ofa_norm_backward_tangent c, bool gathers, Acc<T>* partials) {
     constexpr int V = TANGENT_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(MAX_THREADS) backward_tangent(ofa_norm_backwar
 // Gradients of the JVP. In x and w they are what backward_tangent gives with dy_k for dy and no dy', summed over k; in
 // x_dot and w_dot they are the gradients of the norm itself. Passes after the first have dw_dot of their tangents only.
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS, 1)
     jvp_backward(ofa_norm_jvp_backward c, bool gathers, Acc<T>* dw_partials, Acc<T>* dw_dot_partials) {
     constexpr int V = TANGENT_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;

@@ -35,7 +35,7 @@ __device__ __forceinline__ double squared_step(const T* before, const T* after, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) lengths(ofa_step_lengths c) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) lengths(ofa_step_lengths c) {
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
     TeamSum<1> team_sum(Team(), shared_memory());
@@ -65,7 +65,7 @@ struct Pull {
 // dZ_t = a_t (Z_t - Z_{t-1}) - a_{t+1} (Z_{t+1} - Z_t) with a = dlength / length. An item is a part of one state, which
 // is read again for its neighbours: few items run at once, where a walk along the states would wait for each.
 template <class T>
-__global__ void __launch_bounds__(MAX_THREADS) backward(ofa_step_lengths_backward c) {
+__global__ void __launch_bounds__(MAX_THREADS, 1) backward(ofa_step_lengths_backward c) {
     constexpr int V = STATES_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), part = static_cast<int>(blockDim.x) * V * L;

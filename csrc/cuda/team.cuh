@@ -6,7 +6,7 @@
 
 namespace ofa {
 
-constexpr int MAX_THREADS = 512;  // of a block: at this number a thread may have 128 registers
+constexpr int MAX_THREADS = 512;  // of a block: a thread may have 128 registers where one such block is enough
 constexpr int WARP = 32;
 constexpr int STAGES = 3;  // rows of a ring: the one that is worked on, and two on their way
 
@@ -32,14 +32,19 @@ class TeamSum {
   public:
     // `memory` in shared memory, `bytes` long.
     __device__ TeamSum(Team team, void* memory)
-        : team_(team), of_warps_(static_cast<double*>(memory)), of_blocks_(of_warps_ + 2 * PARTS * SUMS) {
-        if (team.blocks() > 1) cluster_sync();  // a block may be written to from here on: it must have begun
+        : team_(team), of_warps_(static_cast<double*>(memory)), of_blocks_(of_warps_ + 2 * PARTS * SUMS),
+          deliveries_(reinterpret_cast<uint64_t*>(of_blocks_ + 2 * PARTS * SUMS)) {
+        if (team.blocks() == 1) return;
+        if (threadIdx.x < 2) begin_deliveries(deliveries_ + threadIdx.x);
+        cluster_sync();  // a block may be sent to from here on: it must have begun
     }
 
-    __host__ __device__ static constexpr std::size_t bytes() { return 4 * PARTS * SUMS * sizeof(double); }
+    __host__ __device__ static constexpr std::size_t bytes() {
+        return 4 * PARTS * SUMS * sizeof(double) + 2 * sizeof(uint64_t);
+    }
 
     // Every thread of the team calls it. The two halves of the memory take turns: whoever writes to one again has
-    // passed a barrier that everybody reaches after reading it.
+    // passed a barrier that all who read it reach later, and for another block a delivery that they sent later.
     __device__ void operator()(double (&sums)[SUMS]) {
         const unsigned blocks = team_.blocks();
         add_up<WARP>(sums);
@@ -51,13 +56,16 @@ class TeamSum {
         read(own, blockDim.x / WARP, sums);
         if (blocks > 1) {
             double* all = of_blocks_ + half_ * PARTS * SUMS;
+            uint64_t* delivery = deliveries_ + half_;
+            if (threadIdx.x == 0) expect(delivery, blocks * SUMS * sizeof(double));
             if (threadIdx.x < blocks)
 #pragma unroll
                 for (int s = 0; s < SUMS; ++s)
-                    store_to_block(all + team_.rank() * SUMS + s, threadIdx.x, sums[s]);
-            cluster_sync();
+                    send(all + team_.rank() * SUMS + s, threadIdx.x, sums[s], delivery);
+            wait_for_delivery(delivery, phase_);
             read(all, blocks, sums);
         }
+        phase_ ^= half_;
         half_ ^= 1;
     }
 
@@ -84,7 +92,8 @@ class TeamSum {
 
     Team team_;
     double *of_warps_, *of_blocks_;
-    unsigned half_ = 0;
+    uint64_t* deliveries_;
+    unsigned half_ = 0, phase_ = 0;  // of the memory and of its deliveries, the next ones
 };
 
 // What a team fetches for each of its items: OPERANDS rows, STAGES items deep. A thread fetches the columns that it will

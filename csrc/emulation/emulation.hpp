@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -44,7 +45,21 @@ struct Warp {
     uint64_t lanes[2][WARP];  // what a shuffle exchanges: this one's and the next one's
 };
 
+struct Sent {
+    void* to;
+    double value;
+};
+
+// What a block expects and what was sent to it, which arrives when all of a phase was sent.
+struct Delivery {
+    Barrier barrier;  // whose phase is the delivery's
+    bool expected = false;
+    long missing = 0;  // bytes
+    std::vector<Sent> sent;
+};
+
 struct Block {
+    std::map<const void*, Delivery> deliveries;
     std::unique_ptr<char[]> memory;
     char* shared = nullptr;
     Barrier barrier;
@@ -187,6 +202,7 @@ inline void begin_cluster(Launch& launch, unsigned first) {
                                                 {WARP, "a shuffle in which not all lanes take part"},
                                                 {}});
         block.begun = block.ended = 0;
+        block.deliveries.clear();
     }
     for (unsigned i = 0; i < threads * launch.cluster; ++i) {
         Thread& thread = *launch.threads[i];
@@ -261,6 +277,51 @@ inline char* shared_of(const void* place, unsigned rank) {
     if (!block.begun) fail("the shared memory of a block that has not begun");
     if (block.ended == running->block.x) fail("the shared memory of a block that has ended");
     return block.shared + offset;
+}
+
+inline Delivery& delivery_of(Block& block, const void* place) {
+    const auto found = block.deliveries.find(place);
+    if (found == block.deliveries.end()) fail("a delivery that has not begun");
+    return found->second;
+}
+
+inline void begin_deliveries(const void* place) {
+    if (!own_block().deliveries.try_emplace(place).second) fail("a delivery that has begun already");
+}
+
+inline void end_phase(Delivery& delivery) {
+    if (!delivery.expected || delivery.missing) return;
+    for (const Sent& sent : delivery.sent) std::memcpy(sent.to, &sent.value, sizeof sent.value);
+    delivery.sent.clear();
+    delivery.expected = false;
+    ++delivery.barrier.phase;
+}
+
+inline void expect(const void* place, unsigned bytes) {
+    Delivery& delivery = delivery_of(own_block(), place);
+    if (delivery.expected) fail("a phase of a delivery that is expected twice");
+    delivery.expected = true;
+    delivery.missing += bytes;
+    end_phase(delivery);
+}
+
+inline void send(const void* place, unsigned rank, double value, const void* delivery_place) {
+    Block& block = running->blocks[rank % running->cluster];
+    void* to = shared_of(place, rank);
+    Delivery& delivery = delivery_of(block, shared_of(delivery_place, rank));
+    delivery.missing -= sizeof value;
+    delivery.sent.push_back({to, value});
+    end_phase(delivery);
+}
+
+// Wait until a phase has ended whose last bit is that of `phase`.
+inline void wait_for_delivery(const void* place, unsigned phase) {
+    Delivery& delivery = delivery_of(own_block(), place);
+    Thread& thread = self();
+    thread.waits = &delivery.barrier;
+    thread.phase = delivery.barrier.phase;
+    while ((delivery.barrier.phase & 1) == phase) yield();
+    thread.waits = nullptr;
 }
 
 inline void check_aligned(const void* place, std::size_t bytes) {

@@ -60,17 +60,31 @@ BUGS = [
         several_warps,
     ),
     Bug(
-        "a team's blocks are written to before they have begun",
+        "a team's blocks are sent to before they have begun",
         "team.cuh",
-        "if (team.blocks() > 1) cluster_sync();",
+        "        cluster_sync();  // a block may be sent to",
+        "        // a block may be sent to",
+        in_a_cluster,
+    ),
+    Bug(
+        "no wait between a cluster's sums and their reading",
+        "team.cuh",
+        "            wait_for_delivery(delivery, phase_);\n",
         "",
         in_a_cluster,
     ),
     Bug(
-        "no barrier between a cluster's sums and their reading",
+        "the second phase of a delivery is not waited for",
         "team.cuh",
-        "            cluster_sync();\n            read",
-        "            read",
+        "        phase_ ^= half_;\n",
+        "",
+        in_a_cluster,
+    ),
+    Bug(
+        "a delivery ends before the last block's sums",
+        "team.cuh",
+        "expect(delivery, blocks * SUMS",
+        "expect(delivery, (blocks - 1) * SUMS",
         in_a_cluster,
     ),
     Bug(
@@ -128,8 +142,8 @@ BUGS = [
     Bug(
         "a block's sum for itself alone",
         "team.cuh",
-        "SUMS + s, threadIdx.x, sums[s])",
-        "SUMS + s, team_.rank(), sums[s])",
+        "SUMS + s, threadIdx.x, sums[s], delivery)",
+        "SUMS + s, team_.rank(), sums[s], delivery)",
         in_a_cluster,
     ),
     Bug(
