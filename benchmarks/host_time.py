@@ -60,6 +60,15 @@ def measure(stub: Stub, rounds: int) -> dict[str, float]:
     return best
 
 
+def measure_or_say(backend: str, stub: Stub, rounds: int) -> dict[str, float]:
+    """The same; nothing where the backend can't be stubbed here, and why."""
+    try:
+        return measure(stub, rounds)
+    except (ImportError, RuntimeError) as reason:
+        print(f"{backend}: {reason}", file=sys.stderr)
+        return {}
+
+
 def table(found: dict[str, dict[str, float]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The header and a row a call."""
     names = next(iter(found.values()))
@@ -79,14 +88,12 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     allocator.settle()
     warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for backend, stub in stubs(Path(folder)).items():
-            try:
-                found[backend] = measure(stub, options.rounds)
-            except (ImportError, RuntimeError) as reason:
-                print(f"{backend}: {reason}", file=sys.stderr)
-    header, rows = table(found)
+        times = {
+            backend: measure_or_say(backend, stub, options.rounds)
+            for backend, stub in stubs(Path(folder)).items()
+        }
+    header, rows = table({backend: own for backend, own in times.items() if own})
     Console().print(to_rich(TITLE, header, rows))
     if options.markdown is not None:
         options.markdown.write_text("\n".join(to_markdown(TITLE, header, rows)), encoding="utf-8")

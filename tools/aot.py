@@ -186,6 +186,7 @@ def variant_of(build: Build) -> str:
     absent = [name.removesuffix("_ptr") for name, value in constants.items() if value is None]
     absent = [f"no {name}" for name in absent if name not in ("sums", "seed")]
     absent += ["seed in memory"] if build.signature.get("seed_ptr", "").startswith("*") else []
+    absent += ["float32 sums"] if constants.get("SUM_F64") is False else []
     stage = [str(constants["STAGE"])] if "STAGE" in constants else []
     size = f"{constants['BLOCK_N']} × {build.options['num_warps']}"
     pipeline = constants.get("PIPELINE", 1)

@@ -17,7 +17,7 @@ COLUMNS = {
     F16: (4096, 65536),
     F64: (576, 580, 65536, 577),
 }
-ROWS = 352
+ROWS = 1000  # more than there are programs to share them
 PROBES = 8
 
 
@@ -29,14 +29,16 @@ class Case:
         dtype: the type of the rows.
         columns: their length.
         skipped: the columns of a wider tensor that come before those of every row.
-        pipeline: rows in flight, in place of the plan's choice; where there are several, of the kernel alone
-            that can have them.
+        pipeline: rows in flight of the kernel that can have several, which is then the only one; None for the
+            plan's choice.
+        float64_is_fast: what is said of the card.
     """
 
     dtype: torch.dtype
     columns: int
     skipped: int = 0
-    pipeline: int = 1
+    pipeline: int | None = None
+    float64_is_fast: bool = True
 
     def __str__(self) -> str:
         return f"{self.columns} of {self.columns + self.skipped}" if self.skipped else str(self.columns)
@@ -49,7 +51,10 @@ class Case:
 
 CASES = [Case(dtype, n) for dtype, lengths in COLUMNS.items() for n in lengths]
 CASES += [Case(BF16, 4096, 8), Case(F32, 4096, 4), Case(BF16, 4096, 1), Case(F32, 8192, 2)]
-CASES += [Case(BF16, n, pipeline=pipeline) for n in (4096, 8192) for pipeline in (2, 3)]
+CASES += [Case(BF16, n, pipeline=rows) for n, rows in ((4096, 1), (4096, 2), (8192, 1), (65536, 1))]
+CASES += [Case(F32, 4096, pipeline=1)]
+CASES += [Case(BF16, n, float64_is_fast=False) for n in (4096, 65536, 4097)]
+CASES += [Case(F32, 4096, float64_is_fast=False)]
 
 
 def calls(case: Case) -> list[Callable[[], object]]:
@@ -60,17 +65,23 @@ def calls(case: Case) -> list[Callable[[], object]]:
     p = case.rows(PROBES, ROWS)
     lengths = x.new_empty(PROBES, ROWS, dtype=F64 if dtype == F64 else F32)
     eps, offset, layer = 1e-6, 0.0, 1  # Triton makes a 1 a constant where it may: it must not here
+    rstd = x.new_empty(ROWS, dtype=F64 if dtype == F64 else F32)
     backward: list[Callable[[], object]] = [
-        lambda: launch.rms_norm_backward(x, w, x, x, eps, offset, True, True),
-        lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, True),
-        lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, False),
+        lambda r=r, ds=ds, dw=dw: launch.rms_norm_backward(x, w, x, ds, eps, offset, True, dw, r)
+        for r, ds, dw in (
+            (None, x, True),
+            (rstd, x, True),
+            (rstd, None, True),
+            (rstd, None, False),
+        )
     ]
-    if case.pipeline > 1:
+    if case.pipeline is not None:
         return backward
     launchers = [
         *backward,
         lambda: launch.rms_norm_forward(x, w, eps, offset, "hf"),
-        lambda: launch.add_rms_norm_forward(x, x, w, eps, offset, "fp32"),
+        lambda: launch.rms_norm_forward(x, w, eps, offset, "hf", rstd),
+        lambda: launch.add_rms_norm_forward(x, x, w, eps, offset, "fp32", rstd),
         lambda: launch.step_lengths(p),
         lambda: launch.step_lengths_backward(p, lengths[1:], lengths[1:]),
     ]
@@ -110,7 +121,11 @@ def launches(case: Case) -> list[tuple[JITFunction, tuple, dict]]:
     """What all launchers launch for a case."""
 
     def choose(*args, plan=plan.plan):
-        return dataclasses.replace(plan(*args), pipeline=case.pipeline)
+        chosen = plan(*args)
+        return chosen if case.pipeline is None else dataclasses.replace(chosen, pipeline=case.pipeline)
 
-    with mock.patch.object(plan, "plan", choose):
+    def float64_is_fast(device):
+        return case.float64_is_fast
+
+    with mock.patch.multiple(plan, plan=choose, float64_is_fast=float64_is_fast):
         return [launched for call in calls(case) for launched in intercept(call)]

@@ -105,5 +105,5 @@ def _run(command: list[str]) -> str:
 if __name__ == "__main__":
     try:
         print(library())
-    except UnavailableError as error:
+    except RuntimeError as error:
         sys.exit(str(error))

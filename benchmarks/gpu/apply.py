@@ -97,7 +97,8 @@ def residency(name: str, times: Times) -> list[str]:
         "registers": best(relative(varied(times, "registers"), lambda c: c.registers), now.registers),
     }
     lines = [f"# {part}: {value}, now {getattr(now, part)}; {why}" for part, (value, why) in chosen.items()]
-    return [*lines, f"{name} = Residency({', '.join(str(value) for value, _ in chosen.values())})", ""]
+    values = [str(value) for value, _ in chosen.values()] + ["sum_f64=True"] * now.sum_f64
+    return [*lines, f"{name} = Residency({', '.join(values)})", ""]
 
 
 def proposal(rows: Sequence[dict]) -> list[str]:

@@ -52,7 +52,9 @@ def rows(card: Card, task: Task) -> Rows:
 
 def _shares(row: dict) -> dict[str, float]:
     entries = row.get("group", {}).get("entries", ())
-    return {e["label"]: e["percent_of_copy"] for e in entries if e["percent_of_copy"] and e["label"] in LABELS}
+    return {
+        e["label"]: e["percent_of_copy"] for e in entries if e["percent_of_copy"] and e["label"] in LABELS
+    }
 
 
 def tables(found: Sequence[dict]) -> list[Table]:
@@ -71,7 +73,13 @@ def tables(found: Sequence[dict]) -> list[Table]:
                 "; ".join(note for note in notes if note),
             )
         )
-    header = ("operator", "rows × columns", *(f"{label}, % of copy" for label in LABELS), "CUDA C++ / Triton", "")
+    header = (
+        "operator",
+        "rows × columns",
+        *(f"{label}, % of copy" for label in LABELS),
+        "CUDA C++ / Triton",
+        "",
+    )
     return [("CUDA C++ beside Triton, bfloat16", header, cells)] if cells else []
 
 

@@ -111,6 +111,7 @@ def makers(inputs: Inputs) -> dict[str, Callable[[], Callable[[], object]]]:
         "rms_norm_backward, the launcher alone": lambda: _backward_launcher(plain, fixed, inputs.dy),
         "torch.empty_like": lambda: lambda: torch.empty_like(plain),
         "an empty Function": lambda: lambda: _Empty.apply(x),
+        "an empty Function's backward": lambda: _backward(_Empty.apply(x), (x,)),
         **{label: partial(_norm, label, inputs) for label in COMPARED},
     }
 

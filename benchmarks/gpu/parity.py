@@ -14,7 +14,13 @@ from benchmarks.gpu.card import Card
 from benchmarks.gpu.section import Rows, Table, Task
 
 ROOT = Path(__file__).parents[2]
-SUITE = ("tests/ofa_kernels", "tests/ofa/test_capture.py", "tests/ofa/train/test_on_a_gpu.py", "-m", "not host")
+SUITE = (
+    "tests/ofa_kernels",
+    "tests/ofa/test_capture.py",
+    "tests/ofa/train/test_on_a_gpu.py",
+    "-m",
+    "not host",
+)
 REHEARSED = ("tests/ofa_kernels/test_rms_norm_jvp.py", "-k", "triton and not gradients")
 PROCESSES = 12
 TEST_SECONDS = 60  # one that hangs takes its process, not the section

@@ -13,7 +13,7 @@ import ofa_kernels
 from ofa.decoder.families import FAMILIES
 from ofa.download import cache_dir
 from ofa.models import SMOLLM2_Q4, SOURCE_FILE, fast_dtype
-from ofa_kernels import native
+from ofa_kernels import cuda, native
 
 PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
@@ -41,6 +41,7 @@ def _facts() -> dict[str, str]:
         **{name: _version(name) for name in PACKAGES},
         "processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}",
         "GPU": gpu,
+        "CUDA kernels": cuda.description(),
         "CPU kernels": native.missing() or f"built, {native.description()}",
         "fast type": f"{fast_dtype(device)}".removeprefix("torch."),
         "model families": ", ".join(FAMILIES),

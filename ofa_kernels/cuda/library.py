@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from ofa_kernels.structs import STRUCTS, packer
+from ofa_kernels.structs import DTYPES, STRUCTS, packer
 
 ENVIRONMENT_VARIABLE = "OFA_CUDA_LIBRARY"
 LIBRARY = Path(__file__).parents[1] / "_cuda.so"
@@ -109,8 +109,14 @@ def load() -> Library | str:
     except (OSError, AttributeError) as error:
         return f"does not load: {error}"
     found = Library(operators, architectures, library.ofa_cuda_last_error, architectures == EMULATED)
-    if not found.emulated and not torch.cuda.is_available():
+    if found.emulated:
+        return found
+    if not torch.cuda.is_available():
         return "there is no CUDA device"
+    # torch may bring an older runtime, which works with a driver that is too old for the library's own
+    probe = operators["step_lengths"]
+    if probe.workspace(probe.pack(DTYPES[torch.float32], 0, 1, 1, 1, 0, 0, 0, 0), 0) < 0:
+        return f"CUDA refuses it: {found.last_error().decode(errors='replace')}"
     return found
 
 

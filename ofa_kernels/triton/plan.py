@@ -1,8 +1,8 @@
 """Launch choices as data, and what every launcher needs: views of rows, scratch, the launch itself."""
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, overload
 
 import torch
 import triton
@@ -10,17 +10,24 @@ import triton.language as tl
 from torch import Tensor
 
 from ofa_kernels.dtypes import accumulation_dtype
+from ofa_kernels.triton.cached import Builds
 from ofa_kernels.triton.rms_norm import sum_partials
 
 MIN_BLOCK = 128  # the columns of one Philox call
-MAX_WARPS = 16  # at 32 a thread has 64 registers, and even the forward spills
+MAX_WARPS = 32  # of a program; they leave a thread 64 registers, which only the forward needs no more than
+REGISTER_FILE = 65536  # of a multiprocessor
+# rows of x and dy that a loop has in flight, the one in use included, by the bytes of an element: more spill.
+# Those that wait take 64 KiB of shared memory at most, so that it holds two programs. Only vectors are copied
+# there without passing through registers
+IN_FLIGHT = {2: 3, 4: 2}
 RESIDENT_WARPS = 2112  # 16 on each of an H100's 132 multiprocessors
 MAX_PROGRAMS = 528  # adding up their partial sums stays a small part of the work
 VECTOR_BYTES = 16  # the widest load
 WHOLE, BLOCKS = ("row",), ("sums", "apply")  # stages; row.py says what they are
 # kernels without a plan: 16 values a thread; reductions loop over such blocks, the rest takes one a program
 PLAIN_BLOCK, PLAIN_WARPS = 1024, 2
-PARTIALS_BLOCK = (32, 64)  # partial sums by columns: 16 values a thread, and many programs for short rows
+PARTIALS_BLOCK = (256, 16)  # partial sums by columns: an H100's 264 take two rounds, 576 columns 36 programs
+PARTIALS_PER_WARP = 512  # 16 values a thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,22 +43,25 @@ class Residency:
         per_warp: columns of one warp; 512 are 16 values a thread, two 128-bit loads of bfloat16.
         registers: the most a thread may have. 128 let 16 warps fill a multiprocessor; left to itself, ptxas
             spills a little to fit more.
+        sum_f64: whether squares are added up in float64 on every card. Where tangents or probes are read as
+            well, that takes no longer than reading; and pairs of float32 take registers.
     """
 
     whole: int
     block: int
     per_warp: int
     registers: int = 128
+    sum_f64: bool = False
 
 
 FORWARD = Residency(16384, 4096, 512)  # x alone lives across the sum: 32 values a thread fit
 BACKWARD = Residency(8192, 4096, 512)  # x, dy, w and dw
 JVP = Residency(8192, 4096, 512)  # x, w and one tangent
-TANGENT = Residency(4096, 2048, 256)  # x, dy, w, three tangents and two sums: 8 values a thread
+TANGENT = Residency(4096, 2048, 256, sum_f64=True)  # x, dy, w, three tangents and two sums: 8 values a thread
 PROBES = Residency(8192, 4096, 512)  # w / σ and the words of signs
-PROBES_BACKWARD = Residency(8192, 4096, 512)  # z, w, dw and the sum over probes
+PROBES_BACKWARD = Residency(8192, 4096, 512, sum_f64=True)  # z, w, dw and the sum over probes
 # every kernel in float64, where speed matters least: 4 values a thread
-DOUBLE = Residency(1024, 1024, 128, 255)
+DOUBLE = Residency(1024, 1024, 128, 255, sum_f64=True)
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,10 @@ class Plan:
     stages: tuple[str, ...]
     max_programs: int  # the most that share rows where each leaves a partial sum
     unit: int  # what `unit_of` said of the rows
+    sum_f64: bool = False  # whether squares are added up in float64 wherever the launch goes
     partials: tuple[int, int] = PARTIALS_BLOCK
     pipeline: int = 1  # rows that the backward's loop has in flight
+    builds: Builds = field(default_factory=Builds, init=False, repr=False, compare=False)
 
     def programs(self, n_rows: int) -> int:
         """How many programs share n_rows where each leaves a partial sum."""
@@ -79,39 +91,58 @@ class Plan:
             return None
         return x.new_empty((n_rows, n_sums, self.n_blocks), dtype=torch.float64)
 
-    def launch(self, kernel, n_programs: int, *args, **constants) -> None:
-        """Run every stage of a kernel; the first of args is a tensor on the device."""
-        with on(args[0]):
-            for stage in self.stages:
-                kernel[n_programs, self.n_blocks](
-                    *args,
-                    **constants,
-                    STAGE=stage,
-                    BLOCK_N=self.block,
-                    BLOCK_S=self.n_blocks_padded,
-                    UNIT=self.unit,
-                    num_warps=self.num_warps,
-                    maxnreg=self.registers,
-                )
+    def launch(
+        self,
+        kernel,
+        n_programs: int,
+        pointers: tuple[Tensor | None, ...],
+        integers: tuple[int, ...],
+        **constants: float,
+    ) -> None:
+        """Run every stage of a kernel; the first pointer is x."""
+        grid, values = (n_programs, self.n_blocks), constants.values()
+        for stage in self.stages:
+            self.builds.launch(
+                kernel,
+                grid,
+                pointers,
+                integers,
+                (stage, *values),
+                lambda stage=stage: {**constants, **self._constants(stage, pointers[0])},
+            )
 
-    def finish(self, partials: Tensor, dtype: torch.dtype) -> Tensor:
-        """The sum over the first dimension of partials, in a fixed order, in dtype."""
-        n_partials, *sizes = partials.shape
-        out = partials.new_empty(sizes, dtype=dtype)
+    def _constants(self, stage: str, x: Tensor | None) -> dict[str, Any]:
+        assert x is not None
+        return {
+            "ACC": acc(x),
+            "STAGE": stage,
+            "BLOCK_N": self.block,
+            "BLOCK_S": self.n_blocks_padded,
+            "SUM_F64": self.sum_f64 or float64_is_fast(x.get_device()),
+            "UNIT": self.unit,
+            "num_warps": self.num_warps,
+            "maxnreg": self.registers,
+        }
+
+    def finish(self, partials: Tensor, out: Tensor) -> Tensor:
+        """`out`, into which the sum over the first dimension of partials is written, in a fixed order."""
         n_cols = out.numel()
         block_p, block_n = self.partials
         if n_cols:
-            with on(partials):
-                sum_partials[(cdiv(n_cols, block_n),)](
-                    partials,
-                    out,
-                    n_partials,
-                    n_cols,
-                    BLOCK_P=block_p,
-                    BLOCK_N=block_n,
-                    UNIT=common_unit(n_cols, partials.element_size()),
-                    num_warps=4,
-                )
+            unit = common_unit(n_cols, partials.element_size())
+            self.builds.launch(
+                sum_partials,
+                (cdiv(n_cols, block_n), 1),
+                (partials, out),
+                (partials.shape[0], n_cols),
+                (unit,),
+                lambda: {
+                    "BLOCK_P": block_p,
+                    "BLOCK_N": block_n,
+                    "UNIT": unit,
+                    "num_warps": max(block_p * block_n // PARTIALS_PER_WARP, 1),
+                },
+            )
         return out
 
 
@@ -152,20 +183,32 @@ def plan(residency: Residency, n_cols: int, dtype: torch.dtype, unit: int) -> Pl
         block = residency.block // share
     n_blocks = cdiv(n_cols, block)
     warps = min(max(block * share // residency.per_warp, 1), MAX_WARPS)
+    registers = min(residency.registers, REGISTER_FILE // (32 * warps))
     stages = WHOLE if n_blocks == 1 else BLOCKS
     padded = max(triton.next_power_of_2(n_blocks), 16)
     programs = max(1, min(MAX_PROGRAMS, RESIDENT_WARPS // (warps * n_blocks)))
-    return Plan(block, n_blocks, padded, warps, residency.registers, stages, programs, unit)
+    pipeline = 1 if unit == 1 else IN_FLIGHT.get(dtype.itemsize, 1)
+    return Plan(
+        block,
+        n_blocks,
+        padded,
+        warps,
+        registers,
+        stages,
+        programs,
+        unit,
+        residency.sum_f64,
+        pipeline=pipeline,
+    )
 
 
-_HERE = nullcontext()
-
-
-def on(x: Tensor):
-    """A context in which launches go to x's device."""
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
-        return torch.cuda.device(x.device)
-    return _HERE
+@lru_cache(maxsize=64)
+def float64_is_fast(device: int) -> bool:
+    """Whether a card has half of float32's speed in float64, as 8.0, 9.0 and 10.0 do; others have a 32nd."""
+    if not torch.cuda.is_available():  # interpreted, or compiled for another machine
+        return True
+    major, minor = torch.cuda.get_device_capability(device)
+    return major <= 10 and minor == 0
 
 
 def acc(x: Tensor):
@@ -179,6 +222,33 @@ def as_rows(x: Tensor, *sizes: int) -> Tensor:
     if shape != (*sizes, shape[-1]):
         x = x.reshape(*sizes, shape[-1])
     return x if x.stride()[-1] == 1 else x.contiguous()  # stride(-1) takes thrice as long
+
+
+@overload
+def strided(x: Tensor, *sizes: int) -> tuple[Tensor, tuple[int, ...]]: ...
+
+
+@overload
+def strided(x: Tensor | None, *sizes: int) -> tuple[Tensor | None, tuple[int, ...]]: ...
+
+
+def strided(x: Tensor | None, *sizes: int) -> tuple[Tensor | None, tuple[int, ...]]:
+    """What to read x from as [*sizes, N] with unit column stride, and its other strides; 0 for None.
+
+    A contiguous x is returned as it is, in its own shape: a view would take longer than the rest of a call.
+    """
+    if x is None:
+        return None, (0,) * len(sizes)
+    if x.is_contiguous():
+        n_cols = x.shape[-1]
+        return x, (n_cols,) if len(sizes) == 1 else (sizes[-1] * n_cols, n_cols)
+    x = as_rows(x, *sizes)
+    return x, x.stride()[:-1]
+
+
+def dense(x: Tensor) -> Tensor:
+    """x, copied where it isn't contiguous; the question alone is quicker than a call that finds it is."""
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def dense_like(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Columns are held as [groups, 4, 32]: a group of 128 columns is one Philox call, 
 import triton
 import triton.language as tl
 
-from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares
+from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares, sum_of_squares_and
 
 
 @triton.jit
@@ -90,8 +90,8 @@ def preconditioned_probes(
     ids_ptr,  # [rows] int64
     p_ptr,  # [n_probes, rows, n_cols], contiguous
     sums_ptr,  # [rows, n_blocks] float64, or None
-    stride_z,
     seed_ptr,  # one int64, or None: then it is in the words
+    stride_z,
     seed_low,
     seed_high,
     layer,
@@ -104,6 +104,7 @@ def preconditioned_probes(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    SUM_F64: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """One program owns one block of one row for all probes."""
@@ -122,7 +123,7 @@ def preconditioned_probes(
     example_id = tl.load(ids_ptr + i_row)
     seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
 
-    total = row_total(sum_of_squares(b_z), sums_ptr, i_row, STAGE, BLOCK_S)
+    total = row_total(sum_of_squares(b_z, SUM_F64), sums_ptr, i_row, STAGE, BLOCK_S)
     if STAGE != "sums":
         b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_G, 4, 32]
         b_p = b_w * rstd_of(total, n_cols, EPS, ACC)
@@ -142,10 +143,10 @@ def preconditioned_probes_backward(
     dz_ptr,  # [rows, n_cols], contiguous
     dw_ptr,  # [programs, n_cols] in ACC: one partial sum a program
     sums_ptr,  # [rows, 2, n_blocks] float64, or None
+    seed_ptr,  # one int64, or None: then it is in the words
     stride_z,
     stride_dp_k,
     stride_dp,
-    seed_ptr,  # one int64, or None: then it is in the words
     seed_low,
     seed_high,
     layer,
@@ -158,6 +159,7 @@ def preconditioned_probes_backward(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    SUM_F64: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """One program owns one block of every num_programs-th row for all probes, and their share of dw."""
@@ -186,8 +188,9 @@ def preconditioned_probes_backward(
             p_dp = dp_ptr + multiple(tl.cast(k, tl.int64) * stride_dp_k + i_row * stride_dp, UNIT) + o_col
             b_dp = tl.load(p_dp, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
             b_q += b_dp * signs_of(o_group, example_id, k, layer, seed_low, seed_high, BLOCK_G)
-        total_zz = row_total(sum_of_squares(b_z), sums_ptr, 2 * i_row, STAGE, BLOCK_S)
-        total_wq = row_total(tl.sum(b_w * b_q), sums_ptr, 2 * i_row + 1, STAGE, BLOCK_S)
+        zz, wq = sum_of_squares_and(b_z, b_w * b_q, SUM_F64)
+        total_zz = row_total(zz, sums_ptr, 2 * i_row, STAGE, BLOCK_S)
+        total_wq = row_total(wq, sums_ptr, 2 * i_row + 1, STAGE, BLOCK_S)
         if STAGE != "sums":
             rstd = rstd_of(total_zz, n_cols, EPS, ACC)
             b_dw += b_q * rstd
@@ -203,9 +206,9 @@ def probe_dot(
     t_ptr,  # [n_probes, rows, n_cols], strides stride_t_k, stride_t
     ids_ptr,  # [rows] int64
     out_ptr,  # [n_probes, rows] in ACC
+    seed_ptr,  # one int64, or None: then it is in the words
     stride_t_k,
     stride_t,
-    seed_ptr,  # one int64, or None: then it is in the words
     seed_low,
     seed_high,
     layer,

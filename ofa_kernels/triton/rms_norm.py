@@ -2,7 +2,7 @@
 
 import triton.language as tl
 
-from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares
+from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares, sum_of_squares_and
 
 
 @kernel
@@ -12,6 +12,7 @@ def rms_norm_forward(
     w_ptr,  # [n_cols]
     s_ptr,  # [rows, n_cols], contiguous: x + residual; None where residual is
     y_ptr,  # [rows, n_cols], contiguous
+    rstd_ptr,  # [rows] in ACC, or None
     sums_ptr,  # [rows, n_blocks] float64, or None
     stride_x,
     stride_residual,
@@ -23,6 +24,7 @@ def rms_norm_forward(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    SUM_F64: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """One program owns one block of one row."""
@@ -45,14 +47,17 @@ def rms_norm_forward(
         b_x = b_s.to(ACC)
         tl.store(s_ptr + i_row * n_cols + o_col, b_s, mask=m_col)
 
-    total = row_total(sum_of_squares(b_x), sums_ptr, i_row, STAGE, BLOCK_S)
+    total = row_total(sum_of_squares(b_x, SUM_F64), sums_ptr, i_row, STAGE, BLOCK_S)
     if STAGE != "sums":
         b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
-        b_x_hat = b_x * rstd_of(total, n_cols, EPS, ACC)
+        rstd = rstd_of(total, n_cols, EPS, ACC)
+        b_x_hat = b_x * rstd
         if ROUND_X_HAT:
             b_x_hat = b_x_hat.to(y_ptr.dtype.element_ty).to(ACC)
 
         tl.store(y_ptr + i_row * n_cols + o_col, b_w * b_x_hat, mask=m_col)
+        if rstd_ptr is not None:
+            tl.store(rstd_ptr + i_row, rstd, mask=i_block == 0)
 
 
 @kernel
@@ -61,9 +66,10 @@ def rms_norm_backward(
     w_ptr,  # [n_cols]
     dy_ptr,  # [rows, n_cols], row stride stride_dy
     ds_ptr,  # [rows, n_cols], row stride stride_ds, or None: added to dx
+    rstd_ptr,  # [rows] in ACC, or None: then it is computed from x
     dx_ptr,  # [rows, n_cols], contiguous, or None
     dw_ptr,  # [programs, n_cols] in ACC: one partial sum a program, or None
-    sums_ptr,  # [rows, 2, n_blocks] float64, or None
+    sums_ptr,  # [rows, 1 where rstd is given, else 2, n_blocks] float64, or None
     stride_x,
     stride_dy,
     stride_ds,
@@ -75,6 +81,7 @@ def rms_norm_backward(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    SUM_F64: tl.constexpr,
     PIPELINE: tl.constexpr,
     UNIT: tl.constexpr,
 ):
@@ -99,10 +106,15 @@ def rms_norm_backward(
         b_dy = tl.load(p_dy, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
 
         b_g = b_w * b_dy
-        total_xx = row_total(sum_of_squares(b_x), sums_ptr, 2 * i_row, STAGE, BLOCK_S)
-        total_gx = row_total(tl.sum(b_g * b_x), sums_ptr, 2 * i_row + 1, STAGE, BLOCK_S)
-        if STAGE != "sums":
+        if rstd_ptr is not None:
+            rstd = tl.load(rstd_ptr + i_row)
+            total_gx = row_total(tl.sum(b_g * b_x), sums_ptr, i_row, STAGE, BLOCK_S)
+        else:
+            xx, gx = sum_of_squares_and(b_x, b_g * b_x, SUM_F64)
+            total_xx = row_total(xx, sums_ptr, 2 * i_row, STAGE, BLOCK_S)
+            total_gx = row_total(gx, sums_ptr, 2 * i_row + 1, STAGE, BLOCK_S)
             rstd = rstd_of(total_xx, n_cols, EPS, ACC)
+        if STAGE != "sums":
             b_x_hat = b_x * rstd
             if dw_ptr is not None:
                 b_dw += b_dy * b_x_hat

@@ -6,7 +6,16 @@ r = rstd afterwards, so that all of a row's sums come from one reading.
 
 import triton.language as tl
 
-from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares
+from ofa_kernels.triton.row import (
+    kernel,
+    multiple,
+    row_total,
+    rstd_of,
+    sum_of_squares,
+    sum_of_squares_and,
+    three_sums,
+    two_sums,
+)
 
 
 @kernel
@@ -30,6 +39,7 @@ def rms_norm_jvp(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    SUM_F64: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """One program owns one block of one row for all tangents."""
@@ -46,7 +56,7 @@ def rms_norm_jvp(
     b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
 
     i_sum = i_row * (1 + n_tangents)
-    total_xx = row_total(sum_of_squares(b_x), sums_ptr, i_sum, STAGE, BLOCK_S)
+    total_xx = row_total(sum_of_squares(b_x, SUM_F64), sums_ptr, i_sum, STAGE, BLOCK_S)
     rstd = rstd_of(total_xx, n_cols, EPS, ACC)
     b_x_hat = b_x * rstd
     for k in range(0, n_tangents):
@@ -93,6 +103,7 @@ def rms_norm_backward_tangent(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    SUM_F64: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """One program owns one block of every num_programs-th row for all tangents, and its share of dw_dot."""
@@ -117,8 +128,9 @@ def rms_norm_backward_tangent(
         b_dy = tl.load(p_dy, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
 
         i_sum = 2 * i_row * (1 + n_tangents)
-        total_xx = row_total(sum_of_squares(b_x), sums_ptr, i_sum, STAGE, BLOCK_S)
-        total_gx = row_total(tl.sum(b_w * b_dy * b_x), sums_ptr, i_sum + 1, STAGE, BLOCK_S)
+        xx, gx = sum_of_squares_and(b_x, b_w * b_dy * b_x, SUM_F64)
+        total_xx = row_total(xx, sums_ptr, i_sum, STAGE, BLOCK_S)
+        total_gx = row_total(gx, sums_ptr, i_sum + 1, STAGE, BLOCK_S)
         rstd = rstd_of(total_xx, n_cols, EPS, ACC)
         b_x_hat = b_x * rstd
         c = rstd * total_gx / n_cols
@@ -127,7 +139,6 @@ def rms_norm_backward_tangent(
             b_x_dot = tl.zeros([BLOCK_N], dtype=ACC)
             b_g_dot = tl.zeros([BLOCK_N], dtype=ACC)
             b_dw_dot = tl.zeros([BLOCK_N], dtype=ACC)
-            m = tl.full([], 0.0, ACC)
             if dy_dot_ptr is not None:
                 p_dy_dot = dy_dot_ptr + multiple(i_k * stride_dy_dot_k + i_row * stride_dy_dot, UNIT) + o_col
                 b_dy_dot = tl.load(p_dy_dot, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
@@ -139,12 +150,10 @@ def rms_norm_backward_tangent(
             if x_dot_ptr is not None:
                 p_x_dot = x_dot_ptr + multiple(i_k * stride_x_dot_k + i_row * stride_x_dot, UNIT) + o_col
                 b_x_dot = tl.load(p_x_dot, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
-                i_m = i_sum + 2 + 2 * k
-                total = row_total(tl.sum(b_x * b_x_dot), sums_ptr, i_m, STAGE, BLOCK_S)
-                m = rstd * total / n_cols
 
-            b_terms = b_g_dot * b_x + b_w * b_dy * b_x_dot
-            total = row_total(tl.sum(b_terms), sums_ptr, i_sum + 3 + 2 * k, STAGE, BLOCK_S)
+            xx_dot, terms = two_sums(b_x * b_x_dot, b_g_dot * b_x + b_w * b_dy * b_x_dot)
+            m = rstd * row_total(xx_dot, sums_ptr, i_sum + 2 + 2 * k, STAGE, BLOCK_S) / n_cols
+            total = row_total(terms, sums_ptr, i_sum + 3 + 2 * k, STAGE, BLOCK_S)
             if STAGE != "sums":
                 b_x_hat_dot = rstd * (b_x_dot - b_x_hat * m)
                 c_dot = rstd * (total / n_cols - m * c)
@@ -187,6 +196,7 @@ def rms_norm_jvp_backward(
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    SUM_F64: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """One program owns one block of every num_programs-th row for all tangents, and its share of the sums."""
@@ -210,7 +220,7 @@ def rms_norm_jvp_backward(
         b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
 
         i_sum = i_row * (1 + 3 * n_tangents)
-        total_xx = row_total(sum_of_squares(b_x), sums_ptr, i_sum, STAGE, BLOCK_S)
+        total_xx = row_total(sum_of_squares(b_x, SUM_F64), sums_ptr, i_sum, STAGE, BLOCK_S)
         rstd = rstd_of(total_xx, n_cols, EPS, ACC)
         b_x_hat = b_x * rstd
         b_dx = tl.zeros([BLOCK_N], dtype=ACC)
@@ -220,25 +230,22 @@ def rms_norm_jvp_backward(
             p_dy = dy_ptr + multiple(i_k * stride_dy_k + i_row * stride_dy, UNIT) + o_col
             b_dy = tl.load(p_dy, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
             b_g = b_w * b_dy
-            total = row_total(tl.sum(b_g * b_x), sums_ptr, i_c, STAGE, BLOCK_S)
-            c = rstd * total / n_cols
-            b_dx_dot = rstd * (b_g - b_x_hat * c)
-
-            # the tangent of the backward with dẏ = 0
             b_x_dot = tl.zeros([BLOCK_N], dtype=ACC)
             b_g_dot = tl.zeros([BLOCK_N], dtype=ACC)
-            m = tl.full([], 0.0, ACC)
             if w_dot_ptr is not None:
                 p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT) + o_col
                 b_g_dot = tl.load(p_w_dot, mask=m_col, other=0.0).to(ACC) * b_dy
             if x_dot_ptr is not None:
                 p_x_dot = x_dot_ptr + multiple(i_k * stride_x_dot_k + i_row * stride_x_dot, UNIT) + o_col
                 b_x_dot = tl.load(p_x_dot, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
-                total = row_total(tl.sum(b_x * b_x_dot), sums_ptr, i_c + 1, STAGE, BLOCK_S)
-                m = rstd * total / n_cols
-            b_terms = b_g_dot * b_x + b_g * b_x_dot
-            total = row_total(tl.sum(b_terms), sums_ptr, i_c + 2, STAGE, BLOCK_S)
+
+            gx, xx_dot, terms = three_sums(b_g * b_x, b_x * b_x_dot, b_g_dot * b_x + b_g * b_x_dot)
+            c = rstd * row_total(gx, sums_ptr, i_c, STAGE, BLOCK_S) / n_cols
+            m = rstd * row_total(xx_dot, sums_ptr, i_c + 1, STAGE, BLOCK_S) / n_cols
+            total = row_total(terms, sums_ptr, i_c + 2, STAGE, BLOCK_S)
             if STAGE != "sums":
+                b_dx_dot = rstd * (b_g - b_x_hat * c)
+                # the tangent of the backward with dẏ = 0
                 b_x_hat_dot = rstd * (b_x_dot - b_x_hat * m)
                 c_dot = rstd * (total / n_cols - m * c)
                 b_dx += rstd * (b_g_dot - b_x_hat_dot * c - b_x_hat * c_dot) - rstd * m * b_dx_dot

@@ -31,10 +31,94 @@ def multiple(n, UNIT: tl.constexpr):
 
 
 @triton.jit
-def sum_of_squares(b):
-    """Σ b² in float64, where squares of float32 are exact: the sum whose error reaches every output."""
+def _add_two(a, b, more_a, more_b):
+    return a + more_a, b + more_b
+
+
+@triton.jit
+def _add_three(a, b, c, more_a, more_b, more_c):
+    return a + more_a, b + more_b, c + more_c
+
+
+@triton.jit
+def _add_pairs(a, rest, more_a, more_rest):
+    """The sum of two pairs; `lost` is what rounding a + more_a takes away, exactly (Knuth's two-sum)."""
+    total = a + more_a
+    added = total - a
+    lost = (a - (total - added)) + (more_a - added)
+    return total, rest + more_rest + lost
+
+
+@triton.jit
+def _add_pairs_and_one(a, rest, b, more_a, more_rest, more_b):
+    total, rest = _add_pairs(a, rest, more_a, more_rest)
+    return total, rest, b + more_b
+
+
+@triton.jit
+def _square_as_pair(b):
+    """b² as two float32: the square of b's 12 leading bits, which is exact, and what that leaves.
+
+    An exact product stays what it is where the compiler makes one operation of it and an addition.
+    """
+    b_high = (b.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+    return b_high * b_high, (b + b_high) * (b - b_high)
+
+
+@triton.jit
+def _sum_of_float64_squares(b):
     b = b.to(tl.float64)
     return tl.sum(b * b)
+
+
+@triton.jit
+def _total_of_pair(total, rest, b):
+    """Their sum in float64; Σ b² anew where it is too large or too small for its squares to be exact."""
+    squares = total.to(tl.float64) + rest.to(tl.float64)
+    if not ((total > 2.0**-100) & (total < 2.0**100)):
+        squares = _sum_of_float64_squares(b)
+    return squares
+
+
+@triton.jit
+def sum_of_squares(b, SUM_F64: tl.constexpr):
+    """Σ b² in float64, to 2^-28 of itself at least: the sum whose error reaches every output.
+
+    With SUM_F64 it is added up in float64, where squares of float32 are exact. On most cards that takes as
+    long as reading the row: there pairs of float32 are added up, and float64 is for rows whose squares
+    float32 has no room for.
+    """
+    if SUM_F64:
+        squares = _sum_of_float64_squares(b)
+    else:
+        total, rest = tl.reduce(_square_as_pair(b), None, _add_pairs)
+        squares = _total_of_pair(total, rest, b)
+    return squares
+
+
+@triton.jit
+def sum_of_squares_and(b, b_other, SUM_F64: tl.constexpr):
+    """(`sum_of_squares` of b, Σ b_other) by one reduction, which is what threads wait for."""
+    if SUM_F64:
+        b = b.to(tl.float64)
+        squares, other = tl.reduce((b * b, b_other), None, _add_two)
+    else:
+        b_square, b_rest = _square_as_pair(b)
+        total, rest, other = tl.reduce((b_square, b_rest, b_other), None, _add_pairs_and_one)
+        squares = _total_of_pair(total, rest, b)
+    return squares, other
+
+
+@triton.jit
+def two_sums(b_a, b_b):
+    """(Σ b_a, Σ b_b) by one reduction."""
+    return tl.reduce((b_a, b_b), None, _add_two)
+
+
+@triton.jit
+def three_sums(b_a, b_b, b_c):
+    """(Σ b_a, Σ b_b, Σ b_c) by one reduction."""
+    return tl.reduce((b_a, b_b, b_c), None, _add_three)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The host's time on backends whose launches are stubs: every call is timed, and the stubs are gone afterwards."""
+"""The host's time where launches are stubs: every call is timed, and the stubs are gone afterwards."""
 
 import importlib.util
 import os

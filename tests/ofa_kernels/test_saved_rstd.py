@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ofa_kernels as ok
 from ofa_kernels import autograd, native, reference
+from ofa_kernels.cuda import calls
 from tests.ofa_kernels.uses import Watching
 
 pytestmark = [
@@ -28,18 +29,23 @@ NORMS = {"rms_norm": norm, "add_rms_norm": add_norm}
 norms = pytest.mark.parametrize("f", NORMS.values(), ids=NORMS)
 
 
-@pytest.fixture
-def passed(monkeypatch):
-    """Native as a backend that saves rstd of the smallest tensors; the rstd of each call, in order."""
-    monkeypatch.setenv("OFA_BACKEND", "native")
-    monkeypatch.setattr(native, "SAVES_RSTD", True)
+def watch(kernels, monkeypatch):
+    """Let a backend save rstd of the smallest tensors; the rstd of each call, in order."""
+    monkeypatch.setattr(kernels, "SAVES_RSTD", True)
     monkeypatch.setattr(autograd, "RSTD_FROM", 0)
     found = {"forward": [], "backward": []}
     places = {"rms_norm_forward": 5, "add_rms_norm_forward": 6, "rms_norm_backward": 8}
     for name, place in places.items():
-        spy = spied(getattr(native, name), place, found[name.rpartition("_")[2]])
-        monkeypatch.setattr(native, name, spy)
+        spy = spied(getattr(kernels, name), place, found[name.rpartition("_")[2]])
+        monkeypatch.setattr(kernels, name, spy)
     return found
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    """What native's calls are given."""
+    monkeypatch.setenv("OFA_BACKEND", "native")
+    return watch(native, monkeypatch)
 
 
 def spied(own, place, found):
@@ -72,6 +78,18 @@ def test_the_backward_reads_what_the_forward_left(passed, monkeypatch, f):
     monkeypatch.setattr(native, "SAVES_RSTD", False)
     assert all(map(torch.equal, got, gradients(f, *leaves())))
     assert passed["backward"] == [left, None]
+
+
+@norms
+def test_the_cuda_kernels_leave_it_and_read_it(emulated_cuda, monkeypatch, f):
+    monkeypatch.setenv("OFA_BACKEND", "cuda")
+    expected = gradients(f, *leaves())
+    passed = watch(calls, monkeypatch)
+    got = gradients(f, *leaves())
+    (left,), (read,) = passed.values()
+    assert read is left and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, expected, strict=True))
+    s = leaves()[0] + (f is add_norm)
+    assert torch.allclose(left, reference.normalise(s, EPS)[1].squeeze(-1))
 
 
 @norms
@@ -131,11 +149,11 @@ def test_hooks_of_a_single_saved_tensor_are_obeyed(passed, f):
     assert passed["backward"] == [None]
 
 
-@pytest.mark.parametrize("watch", [save_on_cpu, Watching])
+@pytest.mark.parametrize("watcher", [save_on_cpu, Watching])
 @norms
-def test_who_watches_gets_the_same_gradients(passed, f, watch):
+def test_who_watches_gets_the_same_gradients(passed, f, watcher):
     expected = gradients(f, *leaves())
-    with watch():
+    with watcher():
         got = gradients(f, *leaves())
     assert all(map(torch.equal, got, expected))
 

@@ -7,17 +7,18 @@ from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.reference import Seed
 from ofa_kernels.triton import plan
 from ofa_kernels.triton import probes as kernels
+from ofa_kernels.triton.cached import launch
 from ofa_kernels.triton.plan import (
     PLAIN_BLOCK,
     PLAIN_WARPS,
     PROBES,
     PROBES_BACKWARD,
     acc,
-    as_rows,
     cdiv,
+    dense,
     dense_like,
-    on,
     partials_like,
+    strided,
     unit_of,
 )
 
@@ -41,19 +42,16 @@ def rademacher(
     n_layers, n_examples = layers.numel(), example_ids.numel()
     out = example_ids.new_empty((n_layers, n_probes, n_examples, n_cols), dtype=dtype)
     if out.numel():
-        with on(out):
-            kernels.rademacher[n_layers * n_probes * n_examples, cdiv(n_cols, PLAIN_BLOCK)](
-                out,
-                layers.contiguous(),
-                example_ids.contiguous(),
-                *words(seed),
-                n_probes,
-                n_examples,
-                n_cols,
-                BLOCK_N=PLAIN_BLOCK,
-                UNIT=unit_of(n_cols, out),
-                num_warps=PLAIN_WARPS,
-            )
+        seed_tensor, *key = words(seed)
+        launch(
+            kernels.rademacher,
+            (n_layers * n_probes * n_examples, cdiv(n_cols, PLAIN_BLOCK)),
+            (out, dense(layers), dense(example_ids), seed_tensor),
+            (*key, n_probes, n_examples, n_cols),
+            BLOCK_N=PLAIN_BLOCK,
+            UNIT=unit_of(n_cols, out),
+            num_warps=PLAIN_WARPS,
+        )
     return out
 
 
@@ -71,25 +69,16 @@ def preconditioned_probes(
     n_rows, n_cols = z.shape
     out = z.new_empty((n_probes, n_rows, n_cols))
     if out.numel():
-        z = as_rows(z, n_rows)
+        z, stride = strided(z, n_rows)
+        seed_tensor, *key = words(seed)
         p = plan.plan(PROBES, n_cols, z.dtype, unit_of(n_cols, z))
         p.launch(
             kernels.preconditioned_probes,
             n_rows,
-            z,
-            weight.contiguous(),
-            example_ids.contiguous(),
-            out,
-            p.scratch(z, n_rows, 1),
-            z.stride(0),
-            *words(seed),
-            signed_word(layer),
-            n_rows,
-            n_probes,
-            n_cols,
+            (z, dense(weight), dense(example_ids), out, p.scratch(z, n_rows, 1), seed_tensor),
+            (*stride, *key, signed_word(layer), n_rows, n_probes, n_cols),
             EPS=eps,
             OFFSET=offset,
-            ACC=acc(z),
         )
     return out
 
@@ -109,32 +98,20 @@ def preconditioned_probes_backward(
     dz = dense_like(z)
     if not n_rows:
         return dz, torch.zeros_like(weight)
-    z, dp = as_rows(z, n_rows), as_rows(dp, n_probes, n_rows)
+    z, stride = strided(z, n_rows)
+    dp, dp_strides = strided(dp, n_probes, n_rows)
+    seed_tensor, *key = words(seed)
     p = plan.plan(PROBES_BACKWARD, n_cols, z.dtype, unit_of(n_cols, z, dp))
     partials = partials_like(z, p.programs(n_rows), n_cols)
     p.launch(
         kernels.preconditioned_probes_backward,
         partials.shape[0],
-        z,
-        weight.contiguous(),
-        dp,
-        example_ids.contiguous(),
-        dz,
-        partials,
-        p.scratch(z, n_rows, 2),
-        z.stride(0),
-        dp.stride(0),
-        dp.stride(1),
-        *words(seed),
-        signed_word(layer),
-        n_rows,
-        n_probes,
-        n_cols,
+        (z, dense(weight), dp, dense(example_ids), dz, partials, p.scratch(z, n_rows, 2), seed_tensor),
+        (*stride, *dp_strides, *key, signed_word(layer), n_rows, n_probes, n_cols),
         EPS=eps,
         OFFSET=offset,
-        ACC=acc(z),
     )
-    return dz, p.finish(partials, weight.dtype)
+    return dz, p.finish(partials, dense_like(weight))
 
 
 def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
@@ -142,23 +119,18 @@ def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
     n_probes, n_rows, n_cols = t.shape
     out = t.new_empty((n_probes, n_rows), dtype=accumulation_dtype(t))
     if out.numel():
-        t = as_rows(t, n_probes, n_rows)
-        with on(t):
-            kernels.probe_dot[(n_probes * n_rows,)](
-                t,
-                example_ids.contiguous(),
-                out,
-                t.stride(0),
-                t.stride(1),
-                *words(seed),
-                signed_word(layer),
-                n_rows,
-                n_cols,
-                ACC=acc(t),
-                BLOCK_N=PLAIN_BLOCK,
-                UNIT=unit_of(n_cols, t),
-                num_warps=PLAIN_WARPS,
-            )
+        t, strides = strided(t, n_probes, n_rows)
+        seed_tensor, *key = words(seed)
+        launch(
+            kernels.probe_dot,
+            (n_probes * n_rows, 1),
+            (t, dense(example_ids), out, seed_tensor),
+            (*strides, *key, signed_word(layer), n_rows, n_cols),
+            ACC=acc(t),
+            BLOCK_N=PLAIN_BLOCK,
+            UNIT=unit_of(n_cols, t),
+            num_warps=PLAIN_WARPS,
+        )
     return out
 
 
@@ -169,18 +141,15 @@ def probe_scale(
     n_probes, n_rows = scale.shape
     out = scale.new_empty((n_probes, n_rows, n_cols), dtype=dtype)
     if out.numel():
-        with on(out):
-            kernels.probe_scale[n_probes * n_rows, cdiv(n_cols, PLAIN_BLOCK)](
-                scale.contiguous(),
-                example_ids.contiguous(),
-                out,
-                *words(seed),
-                signed_word(layer),
-                n_rows,
-                n_cols,
-                ACC=acc(out),
-                BLOCK_N=PLAIN_BLOCK,
-                UNIT=unit_of(n_cols, out),
-                num_warps=PLAIN_WARPS,
-            )
+        seed_tensor, *key = words(seed)
+        launch(
+            kernels.probe_scale,
+            (n_probes * n_rows, cdiv(n_cols, PLAIN_BLOCK)),
+            (dense(scale), dense(example_ids), out, seed_tensor),
+            (*key, signed_word(layer), n_rows, n_cols),
+            ACC=acc(out),
+            BLOCK_N=PLAIN_BLOCK,
+            UNIT=unit_of(n_cols, out),
+            num_warps=PLAIN_WARPS,
+        )
     return out

@@ -1,30 +1,13 @@
 """The calls that allocate and launch RMSNorm's derivatives along K tangents, which lead the sizes as *K."""
 
 import math
-from typing import overload
 
 import torch
 from torch import Tensor
 
 from ofa_kernels.triton import plan
 from ofa_kernels.triton import rms_norm_tangent as kernels
-from ofa_kernels.triton.plan import JVP, TANGENT, acc, as_rows, dense_like, partials_like, unit_of
-
-
-@overload
-def _tangents(t: Tensor, *sizes: int) -> tuple[Tensor, tuple[int, ...]]: ...
-
-
-@overload
-def _tangents(t: Tensor | None, *sizes: int) -> tuple[Tensor | None, tuple[int, ...]]: ...
-
-
-def _tangents(t: Tensor | None, *sizes: int) -> tuple[Tensor | None, tuple[int, ...]]:
-    """A tangent as [*sizes, N] and its strides but the last, which is 1."""
-    if t is None:
-        return None, (0,) * len(sizes)
-    t = as_rows(t, *sizes)
-    return t, t.stride()[:-1]
+from ofa_kernels.triton.plan import JVP, TANGENT, dense, dense_like, partials_like, strided, unit_of
 
 
 def rms_norm_jvp(
@@ -34,35 +17,24 @@ def rms_norm_jvp(
     n_cols = x.shape[-1]
     n_rows = x.numel() // n_cols
     if x_dot is not None:
-        k_shape = x_dot.shape[: x_dot.dim() - x.dim()]
+        y_dot = torch.empty_like(x_dot, dtype=x.dtype, memory_format=torch.contiguous_format)
+        n_tangents = x_dot.numel() // x.numel() if n_rows else 0
     else:
         assert weight_dot is not None  # a call has a tangent of one of the two
-        k_shape = weight_dot.shape[:-1]
-    n_tangents = math.prod(k_shape)
-    y_dot = x.new_empty((*k_shape, *x.shape))
+        y_dot = x.new_empty((*weight_dot.shape[:-1], *x.shape))
+        n_tangents = weight_dot.numel() // n_cols
     if y_dot.numel():
-        rows = as_rows(x, n_rows)
-        x_dot, x_dot_strides = _tangents(x_dot, n_tangents, n_rows)
-        weight_dot, weight_dot_strides = _tangents(weight_dot, n_tangents)
-        p = plan.plan(JVP, n_cols, x.dtype, unit_of(n_cols, rows, x_dot, weight_dot))
+        x, stride = strided(x, n_rows)
+        x_dot, x_dot_strides = strided(x_dot, n_tangents, n_rows)
+        weight_dot, weight_dot_strides = strided(weight_dot, n_tangents)
+        p = plan.plan(JVP, n_cols, x.dtype, unit_of(n_cols, x, x_dot, weight_dot))
         p.launch(
             kernels.rms_norm_jvp,
             n_rows,
-            rows,
-            weight.contiguous(),
-            x_dot,
-            weight_dot,
-            y_dot,
-            p.scratch(x, n_rows, 1 + n_tangents),
-            rows.stride()[0],
-            *x_dot_strides,
-            *weight_dot_strides,
-            n_rows,
-            n_tangents,
-            n_cols,
+            (x, dense(weight), x_dot, weight_dot, y_dot, p.scratch(x, n_rows, 1 + n_tangents)),
+            (*stride, *x_dot_strides, *weight_dot_strides, n_rows, n_tangents, n_cols),
             EPS=eps,
             OFFSET=offset,
-            ACC=acc(x),
         )
     return y_dot
 
@@ -90,39 +62,27 @@ def rms_norm_backward_tangent(
     dx_dot = x.new_empty((*k_shape, *x.shape))
     if not dx_dot.numel():
         return dx_dot, weight.new_zeros(*k_shape, n_cols) if need_dw else None
-    rows, dy_rows = as_rows(x, n_rows), as_rows(dy, n_rows)
-    x_dot, x_dot_strides = _tangents(x_dot, n_tangents, n_rows)
-    weight_dot, weight_dot_strides = _tangents(weight_dot, n_tangents)
-    dy_dot, dy_dot_strides = _tangents(dy_dot, n_tangents, n_rows)
-    unit = unit_of(n_cols, rows, dy_rows, x_dot, weight_dot, dy_dot)
-    p = plan.plan(TANGENT, n_cols, x.dtype, unit)
+    x, stride = strided(x, n_rows)
+    dy, dy_stride = strided(dy, n_rows)
+    x_dot, x_dot_strides = strided(x_dot, n_tangents, n_rows)
+    weight_dot, weight_dot_strides = strided(weight_dot, n_tangents)
+    dy_dot, dy_dot_strides = strided(dy_dot, n_tangents, n_rows)
+    p = plan.plan(TANGENT, n_cols, x.dtype, unit_of(n_cols, x, dy, x_dot, weight_dot, dy_dot))
     programs = p.programs(n_rows) if need_dw else n_rows
     partials = partials_like(x, programs, *k_shape, n_cols) if need_dw else None
+    sums = p.scratch(x, n_rows, 2 + 2 * n_tangents)
+    strides = (*stride, *dy_stride, *x_dot_strides, *weight_dot_strides, *dy_dot_strides)
     p.launch(
         kernels.rms_norm_backward_tangent,
         programs,
-        rows,
-        weight.contiguous(),
-        dy_rows,
-        x_dot,
-        weight_dot,
-        dy_dot,
-        dx_dot,
-        partials,
-        p.scratch(x, n_rows, 2 + 2 * n_tangents),
-        rows.stride()[0],
-        dy_rows.stride()[0],
-        *x_dot_strides,
-        *weight_dot_strides,
-        *dy_dot_strides,
-        n_rows,
-        n_tangents,
-        n_cols,
+        (x, dense(weight), dy, x_dot, weight_dot, dy_dot, dx_dot, partials, sums),
+        (*strides, n_rows, n_tangents, n_cols),
         EPS=eps,
         OFFSET=offset,
-        ACC=acc(x),
     )
-    return dx_dot, None if partials is None else p.finish(partials, weight.dtype)
+    if partials is None:
+        return dx_dot, None
+    return dx_dot, p.finish(partials, weight.new_empty((*k_shape, n_cols)))
 
 
 def rms_norm_jvp_backward(
@@ -149,38 +109,26 @@ def rms_norm_jvp_backward(
     if not n_rows:
         dw = torch.zeros_like(weight) if need_dw else None
         return dx, dw, dx_dot, weight.new_zeros(*k_shape, n_cols) if need_dw_dot else None
-    rows = as_rows(x, n_rows)
-    dy, dy_strides = _tangents(dy, n_tangents, n_rows)
-    x_dot, x_dot_strides = _tangents(x_dot, n_tangents, n_rows)
-    weight_dot, weight_dot_strides = _tangents(weight_dot, n_tangents)
-    p = plan.plan(TANGENT, n_cols, x.dtype, unit_of(n_cols, rows, dy, x_dot, weight_dot))
+    x, stride = strided(x, n_rows)
+    dy, dy_strides = strided(dy, n_tangents, n_rows)
+    x_dot, x_dot_strides = strided(x_dot, n_tangents, n_rows)
+    weight_dot, weight_dot_strides = strided(weight_dot, n_tangents)
+    p = plan.plan(TANGENT, n_cols, x.dtype, unit_of(n_cols, x, dy, x_dot, weight_dot))
     programs = p.programs(n_rows) if need_dw or need_dw_dot else n_rows
     dw_partials = partials_like(x, programs, n_cols) if need_dw else None
     dw_dot_partials = partials_like(x, programs, *k_shape, n_cols) if need_dw_dot else None
+    outputs = (dx, dw_partials, dx_dot, dw_dot_partials, p.scratch(x, n_rows, 1 + 3 * n_tangents))
     p.launch(
         kernels.rms_norm_jvp_backward,
         programs,
-        rows,
-        weight.contiguous(),
-        dy,
-        x_dot,
-        weight_dot,
-        dx,
-        dw_partials,
-        dx_dot,
-        dw_dot_partials,
-        p.scratch(x, n_rows, 1 + 3 * n_tangents),
-        rows.stride()[0],
-        *dy_strides,
-        *x_dot_strides,
-        *weight_dot_strides,
-        n_rows,
-        n_tangents,
-        n_cols,
+        (x, dense(weight), dy, x_dot, weight_dot, *outputs),
+        (*stride, *dy_strides, *x_dot_strides, *weight_dot_strides, n_rows, n_tangents, n_cols),
         EPS=eps,
         OFFSET=offset,
-        ACC=acc(x),
     )
-    dw = None if dw_partials is None else p.finish(dw_partials, weight.dtype)
-    dw_dot = None if dw_dot_partials is None else p.finish(dw_dot_partials, weight.dtype)
+    dw = dw_dot = None
+    if dw_partials is not None:
+        dw = p.finish(dw_partials, dense_like(weight))
+    if dw_dot_partials is not None:
+        dw_dot = p.finish(dw_dot_partials, weight.new_empty((*k_shape, n_cols)))
     return dx, dw, dx_dot, dw_dot

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.triton import step_lengths as kernels
-from ofa_kernels.triton.plan import PLAIN_BLOCK, PLAIN_WARPS, acc, as_rows, cdiv, dense_like, on, unit_of
+from ofa_kernels.triton.cached import launch
+from ofa_kernels.triton.plan import PLAIN_BLOCK, PLAIN_WARPS, acc, cdiv, dense, dense_like, strided, unit_of
 
 
 def step_lengths(states: Tensor) -> Tensor:
@@ -12,20 +13,17 @@ def step_lengths(states: Tensor) -> Tensor:
     n_states, n_rows, n_cols = states.shape
     out = states.new_empty((n_states - 1, n_rows), dtype=accumulation_dtype(states))
     if out.numel():
-        states = as_rows(states, n_states, n_rows)
-        with on(states):
-            kernels.step_lengths[(out.numel(),)](
-                states,
-                out,
-                states.stride(0),
-                states.stride(1),
-                n_rows,
-                n_cols,
-                ACC=acc(states),
-                BLOCK_N=PLAIN_BLOCK,
-                UNIT=unit_of(n_cols, states),
-                num_warps=PLAIN_WARPS,
-            )
+        states, strides = strided(states, n_states, n_rows)
+        launch(
+            kernels.step_lengths,
+            (out.numel(), 1),
+            (states, out),
+            (*strides, n_rows, n_cols),
+            ACC=acc(states),
+            BLOCK_N=PLAIN_BLOCK,
+            UNIT=unit_of(n_cols, states),
+            num_warps=PLAIN_WARPS,
+        )
     return out
 
 
@@ -34,21 +32,15 @@ def step_lengths_backward(states: Tensor, lengths: Tensor, dlengths: Tensor) -> 
     n_states, n_rows, n_cols = states.shape
     out = dense_like(states)
     if out.numel():
-        states = as_rows(states, n_states, n_rows)
-        with on(states):
-            kernels.step_lengths_backward[n_rows, cdiv(n_cols, PLAIN_BLOCK)](
-                states,
-                lengths.contiguous(),
-                dlengths.contiguous(),
-                out,
-                states.stride(0),
-                states.stride(1),
-                n_states - 1,
-                n_rows,
-                n_cols,
-                ACC=acc(states),
-                BLOCK_N=PLAIN_BLOCK,
-                UNIT=unit_of(n_cols, states),
-                num_warps=2 * PLAIN_WARPS,  # with half as many, ptxas of Triton 3.6 spills for sm_100
-            )
+        states, strides = strided(states, n_states, n_rows)
+        launch(
+            kernels.step_lengths_backward,
+            (n_rows, cdiv(n_cols, PLAIN_BLOCK)),
+            (states, dense(lengths), dense(dlengths), out),
+            (*strides, n_states - 1, n_rows, n_cols),
+            ACC=acc(states),
+            BLOCK_N=PLAIN_BLOCK,
+            UNIT=unit_of(n_cols, states),
+            num_warps=2 * PLAIN_WARPS,  # with half as many, ptxas of Triton 3.6 spills for sm_100
+        )
     return out

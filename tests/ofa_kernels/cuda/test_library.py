@@ -163,3 +163,15 @@ print(ofa_kernels.backend_report())
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.startswith("True\n"), done.stderr
     assert "forced by OFA_BACKEND, emulated on the CPU" in done.stdout
+
+
+def test_a_driver_that_the_library_s_runtime_does_not_know_is_a_reason_not_an_error(monkeypatch):
+    if torch.cuda.is_available() or not library.LIBRARY.exists():
+        pytest.skip("there is a driver, or no library that was built for one")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    dispatch.look_again()
+    try:
+        assert str(library.load()).startswith("CUDA refuses it: CUDA driver version is insufficient")
+    finally:
+        monkeypatch.undo()
+        dispatch.look_again()

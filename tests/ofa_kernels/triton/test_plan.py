@@ -23,6 +23,49 @@ def test_plans_cover_every_column(n_cols):
             assert 1 <= chosen.programs(10**6) <= plan.MAX_PROGRAMS
 
 
+def test_the_forward_holds_rows_of_16384_by_32_warps():
+    for dtype in (BF16, F32):
+        chosen = plan.plan(plan.FORWARD, 16384, dtype, 8)
+        assert (chosen.stages, chosen.block, chosen.num_warps, chosen.registers) == (
+            plan.WHOLE,
+            16384,
+            32,
+            64,
+        )
+        assert plan.plan(plan.FORWARD, 16392, dtype, 8).stages == plan.BLOCKS
+    assert plan.plan(plan.FORWARD, 8192, BF16, 8).num_warps == 16
+
+
+def test_rows_are_read_ahead_as_far_as_shared_memory_holds_two_programs():
+    for dtype, unit, rows in ((BF16, 8, 3), (F32, 8, 2), (F32, 4, 2), (F64, 8, 1), (BF16, 1, 1), (F32, 1, 1)):
+        for n_cols in (64, 4096, 8192, 65536):
+            chosen = plan.plan(plan.BACKWARD, n_cols, dtype, unit)
+            assert chosen.pipeline == rows
+            for read in (2, 3):  # x, dy and ds, with which there is a row less
+                ahead = max(rows - (read == 3), 1) - 1
+                assert ahead * read * chosen.block * dtype.itemsize <= 64 * 1024
+
+
+@pytest.mark.parametrize(("n_rows", "skip", "rows"), [(6, 0, 3), (6, 1, 2), (5, 0, 1), (1, 1, 1)])
+def test_nothing_is_read_ahead_where_a_program_has_one_row(device, monkeypatch, n_rows, skip, rows):
+    chosen = dataclasses.replace(plan.plan(plan.BACKWARD, 72, BF16, 8), max_programs=5)
+    backward = Recorder()
+    monkeypatch.setattr(plan, "plan", lambda *_: chosen)
+    monkeypatch.setattr(rms_norm, "rms_norm_backward", backward)
+    x, w = draw(device, BF16, n_rows, 72), draw(device, F32, 72)
+    launch.rms_norm_backward(x, w, x, x if skip else None, EPS, 0.0, True, True)
+    assert backward.launches[0][1]["PIPELINE"] == rows
+    launch.rms_norm_backward(x, w, x, x if skip else None, EPS, 0.0, True, False)
+    assert backward.launches[1][1]["PIPELINE"] == 1
+
+
+def test_264_partial_sums_take_two_rounds():
+    block_p, block_n = plan.PARTIALS_BLOCK
+    assert plan.cdiv(264, block_p) == 2
+    assert plan.cdiv(576, block_n) == 36
+    assert block_p * block_n // plan.PARTIALS_PER_WARP == 8
+
+
 def test_a_unit_divides_the_length_and_every_stride_and_no_vector_starts_between_two():
     def unit(dtype, n_cols, skipped=0, gap=0):
         wide = torch.empty(2, 3, skipped + n_cols + gap, dtype=dtype)[..., skipped : skipped + n_cols]
@@ -91,7 +134,7 @@ def test_a_launch_takes_every_choice_from_its_plan(device, monkeypatch):
         names = ("BLOCK_N", "BLOCK_S", "num_warps", "maxnreg", "UNIT", "PIPELINE")
         assert [constants[name] for name in names] == [256, 32, 2, 96, 4, 3]
     ((grid, constants),) = sums.launches
-    assert (grid, constants["BLOCK_P"], constants["BLOCK_N"]) == ((6,), 16, 128)
+    assert (grid, constants["BLOCK_P"], constants["BLOCK_N"]) == ((6, 1), 16, 128)
 
 
 def test_rows_in_flight_change_no_bit(device, monkeypatch):
