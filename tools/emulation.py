@@ -27,12 +27,11 @@ NAME = "libofa_emulated.so"
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
 # what a kernel forgets to set is to be seen
 FLAGS += ["-ftrivial-auto-var-init=pattern"]
-FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
 FOLDERS = ("include", "cuda", "emulation")
 
 
 class UnavailableError(RuntimeError):
-    """There is no C++ compiler."""
+    """The library can't be built here: what is missing."""
 
 
 def library(sources: Path = CSRC, kernels: Iterable[Path] | None = None) -> Path:
@@ -49,15 +48,16 @@ def library(sources: Path = CSRC, kernels: Iterable[Path] | None = None) -> Path
         The shared library's path.
 
     Raises:
-        UnavailableError: there is no C++ compiler.
-        RuntimeError: it refuses the sources; its message.
+        UnavailableError: there is no C++ compiler that knows the flags.
+        RuntimeError: the sources don't compile; the message is the compiler's.
     """
     try:
         compiler = load_setup().compiler()
         version = _run([*compiler, "--version"])
+        _run([*compiler, *FLAGS, "-x", "c++", "-E", os.devnull])
     except (RuntimeError, OSError) as error:
-        advice = "install g++ or clang++, or name a C++17 compiler in CXX"
-        raise UnavailableError(f"the emulated CUDA kernels need one: {error}; {advice}") from error
+        advice = "install g++ 12 or newer, or clang++, or name such a compiler in CXX"
+        raise UnavailableError(f"no compiler for the emulated CUDA kernels: {error}; {advice}") from error
     command = [*compiler, *FLAGS, *(f"-I{sources / folder}" for folder in FOLDERS), "-x", "c++"]
     files = sorted((sources / "cuda").glob("*.cu")) if kernels is None else sorted(kernels)
     files = [file for file in files if file.name != "device.cu"]

@@ -1,10 +1,10 @@
 // CUDA's execution model on a CPU, for tests: a fiber for each thread of a cluster, one cluster after another.
 //
 // It is as unkind as a device may be. Shared memory begins as NaN. A warp runs far ahead of the others or waits, lanes
-// and clusters run in any order, and a copy arrives at once or only where the program waits for it: a seed decides.
-// Faults, of which `launch` tells, are a barrier or a shuffle that not all threads reach, a vector that is not aligned,
-// a write past the end of shared memory, more of it than there is, and a look into that of a block that has not begun or
-// has ended.
+// and clusters run in any order, and a copy, or what a block is sent, arrives at once or only where the program waits
+// for it: a seed decides. Faults, of which `launch` tells, are a barrier, a shuffle or a delivery that not all take
+// part in, a vector that is not aligned, a write past the end of shared memory, more of it than there is, and a look
+// into that of a block that has not begun or has ended.
 #pragma once
 
 #include <cstdio>
@@ -50,9 +50,9 @@ struct Sent {
     double value;
 };
 
-// What a block expects and what was sent to it, which arrives when all of a phase was sent.
+// What a block expects and what was sent to it, which has arrived when all of a phase was sent, or did so before.
 struct Delivery {
-    Barrier barrier;  // whose phase is the delivery's
+    Barrier barrier{0, "a delivery of which not all is sent"};  // whose phase is the delivery's
     bool expected = false;
     long missing = 0;  // bytes
     std::vector<Sent> sent;
@@ -310,7 +310,10 @@ inline void send(const void* place, unsigned rank, double value, const void* del
     void* to = shared_of(place, rank);
     Delivery& delivery = delivery_of(block, shared_of(delivery_place, rank));
     delivery.missing -= sizeof value;
-    delivery.sent.push_back({to, value});
+    if (running->draw() & 1)
+        std::memcpy(to, &value, sizeof value);
+    else
+        delivery.sent.push_back({to, value});
     end_phase(delivery);
 }
 

@@ -10,6 +10,7 @@ constexpr std::size_t SHARED = 1024;
 constexpr int ROWS = 4;
 
 double* doubles() { return reinterpret_cast<double*>(ofa::shared_memory()); }
+uint64_t* deliveries() { return reinterpret_cast<uint64_t*>(ofa::shared_memory() + SHARED / 2); }
 uint4* vectors() { return reinterpret_cast<uint4*>(ofa::shared_memory()); }
 
 alignas(16) uint32_t numbers[8] = {1, 2, 3, 4, 5, 6, 7, 8};
@@ -51,7 +52,7 @@ const Kernel KERNELS[] = {
     {"a write behind shared memory", 1, [] { ofa::shared_memory()[SHARED + threadIdx.x] = 0; }},
     {"a sum behind shared memory", 1, [] { doubles()[SHARED / sizeof(double) + threadIdx.x] += 0.5; }},
     {"a block that may not have begun", 4,
-     [] { ofa::store_to_block(doubles(), (ofa::cluster_rank() + 1) % 4, 1.0); }},
+     [] { ofa::load_from_block(vectors(), (ofa::cluster_rank() + 1) % 4); }},
     {"a block that may have ended", 4,
      [] {
          ofa::cluster_sync();
@@ -59,14 +60,31 @@ const Kernel KERNELS[] = {
      }},
     {"a block that is not there", 4,
      [] {
+         if (threadIdx.x == 0) ofa::begin_deliveries(deliveries());
          ofa::cluster_sync();
-         ofa::store_to_block(doubles(), 4, 1.0);
+         ofa::send(doubles(), 4, 1.0, deliveries());
          ofa::cluster_sync();
+     }},
+    {"a delivery that has not begun", 4,
+     [] {
+         ofa::cluster_sync();
+         ofa::send(doubles(), 0, 1.0, deliveries());
+         ofa::cluster_sync();
+     }},
+    {"a delivery of which a part is not sent", 4,
+     [] {
+         if (threadIdx.x == 0) ofa::begin_deliveries(deliveries());
+         ofa::cluster_sync();
+         if (threadIdx.x) return;
+         ofa::expect(deliveries(), 4 * sizeof(double));
+         if (ofa::cluster_rank() != 2) ofa::send(doubles() + ofa::cluster_rank(), 0, 1.0, deliveries());
+         ofa::wait_for_delivery(deliveries(), 0);
      }},
     {"a place that is not in shared memory", 4,
      [] {
+         if (threadIdx.x == 0) ofa::begin_deliveries(deliveries());
          ofa::cluster_sync();
-         ofa::store_to_block(&seen, 0, 1.0);
+         ofa::send(&seen, 0, 1.0, deliveries());
          ofa::cluster_sync();
      }},
     // --- nothing wrong: what a thread sees ---
@@ -86,6 +104,17 @@ const Kernel KERNELS[] = {
          ofa::end_group();
          ofa::wait_for_groups<1>();
          seen = vectors()->x + 10 * vectors()->y + 100 * vectors()->z + 100 * vectors()->w;
+     }},
+    {"whether a value has arrived before its delivery has", 1,
+     [] {
+         if (threadIdx.x) return;
+         ofa::begin_deliveries(deliveries());
+         ofa::expect(deliveries(), 2 * sizeof(double));
+         ofa::send(doubles(), 0, 1.0, deliveries());
+         seen = doubles()[0] == 1;
+         ofa::send(doubles() + 1, 0, 1.0, deliveries());
+         ofa::wait_for_delivery(deliveries(), 0);
+         if (doubles()[0] + doubles()[1] != 2) seen = -1;
      }},
     {"whether shared memory is NaN", 4, [] { seen += std::isnan(doubles()[threadIdx.x]); }},
     {"which block runs last", 1, [] { seen = blockIdx.x; }},

@@ -38,12 +38,13 @@ def test_built_once_for_each_text(sources, monkeypatch):
 def test_what_does_not_compile_leaves_nothing(sources, monkeypatch):
     monkeypatch.setattr(emulation, "BUILD", sources / "build")
     (sources / "cuda" / "one.cu").write_text("int one() { return two; }\n")
-    with pytest.raises(RuntimeError, match="two"):
+    with pytest.raises(RuntimeError, match="two") as caught:
         emulation.library(sources)
+    assert caught.type is RuntimeError  # tests are skipped where there is no compiler, and not here
     assert not list((sources / "build").rglob("*.so"))
 
 
 def test_no_compiler_says_what_to_do(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    with pytest.raises(emulation.UnavailableError, match="name a C\\+\\+17 compiler in CXX"):
+    with pytest.raises(emulation.UnavailableError, match="name such a compiler in CXX"):
         emulation.library()

@@ -1,8 +1,8 @@
 """The checks of the emulated kernels notice what they are for: each planted bug fails the one it names.
 
-What a CPU can't show, because its memory is one and its kernels follow each other, goes unnoticed: a missing
-fence, a kernel that begins early and doesn't wait for the one in front, a cluster that has no room on a card.
-So do reads of memory that change no result, and sums in another order that is as fixed.
+A CPU, whose memory is one and whose kernels follow each other, can't show a missing fence, a kernel that
+begins early and doesn't wait for the one in front, or a cluster that a card has no room for. Nor do these
+tests notice reads of memory that change no result, and sums in another order that is as fixed.
 """
 
 import shutil
