@@ -13,6 +13,8 @@ from ofa_kernels.triton.plan import Plan, Residency
 
 ALIGNED = 8  # the unit of rows that begin at multiples of 16 bytes
 FLOAT64 = 2  # a conversion and a multiplication with addition, for each value of x
+PAIRS = 13  # instructions for the same in pairs of float32, which cards with less float64 than this take
+FAST_FLOAT64 = 32  # operations of a multiprocessor in a clock
 
 
 def _plan(residency: Residency, columns: int) -> Plan:
@@ -42,14 +44,16 @@ def _launches(
         )
         of = work["sums" if stage == "sums" else "row"]
         first = stage != "apply"  # its sums have been taken, and the weight has been read
+        pairs = first and not p.sum_f64 and card.float64 < FAST_FLOAT64
         of = replace(
             of,
+            instructions=of.instructions + (PAIRS * _values(p) if pairs else 0),
             read=of.read / p.n_blocks,
             written=of.written / p.n_blocks,
             cached=of.cached / p.n_blocks,
             once=of.once if first else 0,
             sums=of.sums if first else 1,
-            doubles=FLOAT64 * _values(p) if first else 0,
+            doubles=FLOAT64 * _values(p) if first and not pairs else 0,
         )
         launches.append(
             Launch(kernel, of, rows, programs, p.num_warps * WARP, registers, shared, ahead=ahead)
@@ -89,8 +93,8 @@ def backward(card: Card, rows: int, columns: int) -> list[Launch]:
     programs = p.programs(rows)
     left = 2 * row * programs / rows  # a row of sums a program, which stays in the cache
     work = {
-        "row": Work(200 + 18 * _values(p), 2 * row, row, cached=left, once=2 * row, sums=2),
-        "sums": Work(150 + 8 * _values(p), 2 * row, 0, once=2 * row, sums=2),
+        "row": Work(200 + 18 * _values(p), 2 * row, row, cached=left, once=2 * row),
+        "sums": Work(150 + 8 * _values(p), 2 * row, 0, once=2 * row),
     }
     launches = _launches(card, p, "rms_norm_backward", (rows, programs), work)
     return [*launches, _finish(card, p, programs, columns)]
@@ -123,7 +127,6 @@ def tangents(card: Card, rows: int, columns: int, k: int) -> list[Launch]:
             cached=2 * row * k + grows - lost,
             once=once,
             steps=steps,
-            sums=2,
         ),
         "sums": Work(
             200 + 10 * _values(p) + k * (100 + 10 * _values(p)),
@@ -132,7 +135,6 @@ def tangents(card: Card, rows: int, columns: int, k: int) -> list[Launch]:
             cached=2 * row * k,
             once=once,
             steps=steps,
-            sums=2,
         ),
     }
     launches = _launches(card, p, "rms_norm_backward_tangent", (rows, programs), work)
