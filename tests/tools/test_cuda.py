@@ -37,6 +37,8 @@ arch = sm_90a
         /*0010*/   LDG.E.128 R4, desc[UR8][R2.64] ;
         /*0020*/   UCGABAR_ARV ;
         /*0030*/   UCGABAR_WAIT ;
+        /*0034*/   STAS.64 [R10.64], R12 ;
+        /*0038*/   STAS.64 [R20.64], R22 ;
         /*0040*/   ACQBULK ;
         /*0050*/   MEMBAR.ALL.GPU ;
         /*0060*/   MEMBAR.ALL.CTA ;
@@ -77,9 +79,9 @@ def test_ptxas_log_and_machine_code_are_read():
     }
     counts = {key: list(of.values()) for key, of in cuda.parse_sass(SASS).items()}
     assert counts == {
-        ("80", "_ZN3ofa7forwardIfEEvv"): [1, 1, 1, 0, 0, 0],
-        ("90a", "_ZN3ofa7forwardIfEEvv"): [1, 0, 0, 1, 1, 1],
-        ("90a", "_ZN3ofa7forwardIdEEvv"): [0, 0, 0, 0, 0, 0],
+        ("80", "_ZN3ofa7forwardIfEEvv"): [1, 1, 1, 0, 0, 0, 0],
+        ("90a", "_ZN3ofa7forwardIfEEvv"): [1, 0, 0, 1, 2, 1, 1],
+        ("90a", "_ZN3ofa7forwardIdEEvv"): [0, 0, 0, 0, 0, 0, 0],
     }
     with pytest.raises(ValueError, match="nothing about registers"):
         cuda.parse_log("Compiling entry function '_Z1a' for 'sm_80'\nptxas info: nothing")
@@ -177,7 +179,7 @@ void use(float* x) { add_up_teams<<<1, 1>>>(x); }
     assert key == ("rms_norm_tangent.jvp", "")
     use = jvp.uses["90a"]
     assert use.stack >= 256 and use.counts["128-bit stores"]
-    missing = ["no 128-bit loads", "no 128-bit copies", "no cluster barriers"]
+    missing = ["no 128-bit loads", "no 128-bit copies", "no cluster barriers", "no deliveries"]
     assert use.faults(jvp.kernel, "90a") == [f"{use.stack} bytes of stack", *missing]
     assert build_cuda.compile_all(compiler, ("90a",), pytest.fail, tmp_path) == objects
 

@@ -76,10 +76,11 @@ def test_registers_threads_and_shared_memory_each_limit_what_runs_at_once():
     assert replace(PLAIN, blocks=4).resident(H100) == 132
 
 
-def test_a_cluster_waits_for_its_barrier():
+def test_the_blocks_of_a_cluster_wait_for_each_other():
     launch = replace(PLAIN, work=replace(WORK, read=0))
     alone, cluster = launch.round(H100, 66), replace(launch, blocks=2).round(H100, 66)
-    assert cluster[0] > alone[0] + LATENCY and cluster[1] == "latency"
+    assert cluster[0] == pytest.approx(alone[0] + model.DELIVERY_CLOCKS / H100.clock)
+    assert cluster[1] == "latency"
 
 
 def test_launches_follow_each_other():
