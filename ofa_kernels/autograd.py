@@ -46,7 +46,11 @@ def _saved_rstd(ctx) -> list[Tensor]:
     anything.
     """
     rstd = ctx.options[4]
-    return rstd if rstd and ctx._raw_saved_tensors[0].unpack_hook is None else []
+    if not rstd:
+        return []
+    # a PyTorch that doesn't tell may have one
+    hook = getattr(ctx._raw_saved_tensors[0], "unpack_hook", "unknown")
+    return rstd if hook is None else []
 
 
 class RMSNorm(Operator):
