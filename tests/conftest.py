@@ -1,5 +1,6 @@
 """Fixtures for every test; importing this file decides whether Triton interprets its kernels."""
 
+import ctypes
 import importlib.util
 import os
 from unittest import mock
@@ -61,11 +62,18 @@ def emulated_library():
         pytest.skip(str(reason))
 
 
+# multiprocessors, threads of a block, blocks of a cluster, bytes of shared memory, seed of the order of warps
+EMULATED_DEVICE = (4, 64, 16, 227 * 1024, 1)
+
+
 @pytest.fixture
 def emulated_cuda(emulated_library):
     """The CUDA kernels on the CPU: a backend for tensors of the host, and of the fake GPU."""
     from ofa_kernels import cuda, dispatch
 
+    # another test may have made the device smaller
+    configure = ctypes.CDLL(str(emulated_library)).ofa_emulation_configure
+    configure(*map(ctypes.c_int64, EMULATED_DEVICE))
     with mock.patch.dict(os.environ, {cuda.ENVIRONMENT_VARIABLE: str(emulated_library)}):
         dispatch.look_again()
         yield

@@ -42,11 +42,11 @@ SECTIONS = (
     Section("headline", "seven shapes, four operators, against the others", 75, 100),
     Section("cuda", "the CUDA C++ kernels beside Triton's", 50, 80),
     Section("step", "an OFA step of an 8B-shaped Llama", 80, 120),
-    Section("sweep", "launch choices", 80, 110),
+    Section("sweep", "launch choices", 100, 120),
     Section("host", "what a call costs the host", 30, 50),
     Section("compiled", "torch.compile at three of the shapes", 50, 80),
-    Section("tools", "Nsight Compute and compute-sanitizer", 60, 90),
-    Section("demo", "the demo on this card, if its model is at hand", 50, 90),
+    Section("tools", "Nsight Compute and compute-sanitizer", 50, 90),
+    Section("demo", "the demo on this card, if its model is at hand", 40, 90),
 )
 
 

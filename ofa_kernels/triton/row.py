@@ -99,6 +99,8 @@ def sum_of_squares(b, SUM_F64: tl.constexpr):
 @triton.jit
 def sum_of_squares_and(b, b_other, SUM_F64: tl.constexpr):
     """(`sum_of_squares` of b, Σ b_other) by one reduction, which is what threads wait for."""
+    # of several sums the interpreter can't reduce more than one dimension
+    b, b_other = tl.ravel(b), tl.ravel(b_other)
     if SUM_F64:
         b = b.to(tl.float64)
         squares, other = tl.reduce((b * b, b_other), None, _add_two)

@@ -52,7 +52,7 @@ def test_adapt_then_predict(data, tmp_path, model_folder):
     record = json.loads((out / "ofa_config.json").read_text())
     assert record["task"]["template"] == "Review: {text}\nSentiment:"
     assert record["task"]["label_words"] == ["bad", "good"] and record["model"]["sha256"]
-    assert record["config"] == {**vars(OFAConfig()), "epochs": 2, "lambda_sharp": 0.5, "seed": 3}
+    assert record["config"] == {**OFAConfig().settings(), "epochs": 2, "lambda_sharp": 0.5, "seed": 3}
 
     table = tmp_path / "labels.csv"
     done = run("predict", out, "a [bold] and moving evening", "--file", data, "--out", table)

@@ -149,9 +149,12 @@ def traffic():
 
 
 def memory_on_the_gpu():
-    """Of all tensors that Python holds there."""
-    tensors = (t for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
-    return {t.untyped_storage()._cdata for t in tensors if is_on_gpu(t)}
+    """Of all tensors that Python holds there, by address; held on to, so that none is used again."""
+    gc.collect()
+    storages = [
+        t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and is_on_gpu(t)
+    ]
+    return {storage._cdata: storage for storage in storages}
 
 
 @pytest.mark.parametrize("kernels", ["triton", "reference"])
@@ -166,7 +169,7 @@ def test_on_a_gpu_a_step_is_one_copy_there_one_replay_and_one_look(fit, monkeypa
         yield
         within.extend(traffic)
         traffic[:] = outside
-        left.append(memory_on_the_gpu() - before)
+        left.append(memory_on_the_gpu().keys() - before)
 
     def counted(self, *arguments):
         traffic.clear()
@@ -201,7 +204,7 @@ def test_on_a_gpu_what_no_graph_can_hold_is_noticed(fit, monkeypatch, traffic, e
         traffic.clear()
         yield
         within.extend(traffic)
-        left.append(len(memory_on_the_gpu() - before))
+        left.append(len(memory_on_the_gpu().keys() - before))
 
     doing(monkeypatch, extra)
     stand_in(monkeypatch, watch, rounding=(16, 16))
