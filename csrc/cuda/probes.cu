@@ -7,12 +7,6 @@
 
 namespace ofa {
 
-// 16 values a thread; in float64 fewer, since each takes two registers
-template <class T>
-constexpr int PROBES_VECTORS = sizeof(T) == 8 ? 4 : sizeof(T);
-template <class T>
-constexpr int PROBES_BACKWARD_VECTORS = sizeof(T) == 8 ? 2 : sizeof(T);
-
 // Where nothing but the signs is read, as many vectors as a warp can make signs for at once; rows so short that a block
 // would not have SHORT_VECTORS a thread get fewer threads.
 template <class T>
@@ -64,7 +58,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) scale(ofa_probe_scale c, const
 
 template <class T>
 __global__ void __launch_bounds__(MAX_THREADS, 1) dot(ofa_probe_dot c, const int64_t* seed_pointer) {
-    constexpr int V = PROBES_VECTORS<T>, L = LANES<T>;
+    constexpr int V = FULL_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), part = static_cast<int>(blockDim.x) * V * L;
     const Key key = key_of(c.seed, seed_pointer);
@@ -99,7 +93,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) dot(ofa_probe_dot c, const int
 // out_k = w r nu_k; the passes share the probes.
 template <class T>
 __global__ void __launch_bounds__(MAX_THREADS, 1) probes(ofa_preconditioned_probes c, const int64_t* seed_pointer) {
-    constexpr int V = PROBES_VECTORS<T>, L = LANES<T>;
+    constexpr int V = FULL_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
     const Team team;
@@ -155,7 +149,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) probes(ofa_preconditioned_prob
 template <class T>
 __global__ void __launch_bounds__(MAX_THREADS, 1)
     backward(ofa_preconditioned_probes_backward c, bool gathers, Acc<T>* partials, const int64_t* seed_pointer) {
-    constexpr int V = PROBES_BACKWARD_VECTORS<T>, L = LANES<T>;
+    constexpr int V = SUM_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns);
     const Team team(gathers);
@@ -277,7 +271,7 @@ struct ProbeScale {
 template <class T>
 struct ProbeDot {
     static Plan plan(const Device& device, const ofa_probe_dot& c) {
-        constexpr int V = PROBES_VECTORS<T>;
+        constexpr int V = FULL_VECTORS<T>;
         Plan plan = plan_parts<T>(device, c.columns, V, TeamSum<1>::bytes(), Signs<T, V>::bytes());
         if (!plan.possible()) return plan;
         plan_items(plan, c.probes * c.rows);
@@ -292,7 +286,7 @@ struct ProbeDot {
 template <class T>
 struct PreconditionedProbes {
     static Plan plan(const Device& device, const ofa_preconditioned_probes& c) {
-        constexpr int V = PROBES_VECTORS<T>;
+        constexpr int V = FULL_VECTORS<T>;
         const std::size_t of_thread = Signs<T, V>::bytes() + Ring<T, V>::bytes(1);
         Plan plan = plan_row<T>(device, c.columns, V, TeamSum<1>::bytes(), of_thread);
         if (!plan.possible()) return plan;
@@ -311,7 +305,7 @@ struct PreconditionedProbes {
 template <class T>
 struct PreconditionedProbesBackward {
     static Plan plan(const Device& device, const ofa_preconditioned_probes_backward& c) {
-        constexpr int V = PROBES_BACKWARD_VECTORS<T>;
+        constexpr int V = SUM_VECTORS<T>;
         const std::size_t of_thread = Signs<T, V>::bytes() + Ring<T, V>::bytes(1);
         Plan plan = plan_row<T>(device, c.columns, V, TeamSum<2>::bytes(), of_thread);
         if (!plan.possible()) return plan;

@@ -6,15 +6,9 @@
 
 namespace ofa {
 
-// 16 values a thread; in float64 fewer, since each takes two registers
-template <class T>
-constexpr int FORWARD_VECTORS = sizeof(T) == 8 ? 4 : sizeof(T);
-template <class T>
-constexpr int BACKWARD_VECTORS = sizeof(T) == 8 ? 2 : sizeof(T);
-
 template <class T>
 __global__ void __launch_bounds__(MAX_THREADS, 1) forward(ofa_norm_forward c) {
-    constexpr int V = FORWARD_VECTORS<T>, L = LANES<T>;
+    constexpr int V = FULL_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), operands = c.residual ? 2 : 1;
     const Team team;
@@ -72,7 +66,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) forward(ofa_norm_forward c) {
 
 template <class T>
 __global__ void __launch_bounds__(MAX_THREADS, 1) backward(ofa_norm_backward c, bool gathers, Acc<T>* partials) {
-    constexpr int V = BACKWARD_VECTORS<T>, L = LANES<T>;
+    constexpr int V = SUM_VECTORS<T>, L = LANES<T>;
     using A = Acc<T>;
     const int n = static_cast<int>(c.columns), operands = c.ds ? 3 : 2;
     const Team team(gathers);
@@ -134,7 +128,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) backward(ofa_norm_backward c, 
 template <class T>
 struct NormForward {
     static Plan plan(const Device& device, const ofa_norm_forward& c) {
-        constexpr int V = FORWARD_VECTORS<T>;
+        constexpr int V = FULL_VECTORS<T>;
         const std::size_t of_thread = Ring<T, V>::bytes(c.residual ? 2 : 1);
         Plan plan = plan_row<T>(device, c.columns, V, TeamSum<1>::bytes(), of_thread);
         if (!plan.possible()) return plan;
@@ -150,7 +144,7 @@ struct NormForward {
 template <class T>
 struct NormBackward {
     static Plan plan(const Device& device, const ofa_norm_backward& c) {
-        constexpr int V = BACKWARD_VECTORS<T>;
+        constexpr int V = SUM_VECTORS<T>;
         Plan plan = plan_row<T>(device, c.columns, V, TeamSum<2>::bytes(), Ring<T, V>::bytes(c.ds ? 3 : 2));
         if (!plan.possible()) return plan;
         if (c.dw)

@@ -4,16 +4,14 @@
 
 namespace ofa {
 
-// 16 values of each of two states a thread, or 8 of each of three
-template <class T>
-constexpr int STEP_VECTORS = sizeof(T) == 8 ? 4 : sizeof(T);
+// 8 values of each of three states a thread
 template <class T>
 constexpr int STATES_VECTORS = sizeof(T) == 8 ? 2 : sizeof(T) / 2;
 
 // The sum of a step's squares over this thread's columns, added up by `sum`.
 template <class T, class Sum>
 __device__ __forceinline__ double squared_step(const T* before, const T* after, int n, Sum sum) {
-    constexpr int V = STEP_VECTORS<T>, L = LANES<T>;
+    constexpr int V = FULL_VECTORS<T>, L = LANES<T>;
     for (int begin = 0; begin < n; begin += static_cast<int>(blockDim.x) * V * L) {
         const Columns<T, V> columns(0, n, begin);
         uint4 from[V], to[V];
@@ -108,7 +106,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) backward(ofa_step_lengths_back
 template <class T>
 struct StepLengths {
     static Plan plan(const Device& device, const ofa_step_lengths& c) {
-        Plan plan = plan_parts<T>(device, c.columns, STEP_VECTORS<T>, TeamSum<1>::bytes(), 0);
+        Plan plan = plan_parts<T>(device, c.columns, FULL_VECTORS<T>, TeamSum<1>::bytes(), 0);
         if (!plan.possible()) return plan;
         plan_items(plan, c.steps * c.examples);
         return plan;

@@ -10,6 +10,13 @@ constexpr int MAX_THREADS = 512;  // of a block: a thread may have 128 registers
 constexpr int WARP = 32;
 constexpr int STAGES = 3;  // rows of a ring: the one that is worked on, and two on their way
 
+// Vectors of a row that a thread has: 16 values; in float64 fewer, since each takes two registers.
+template <class T>
+constexpr int FULL_VECTORS = sizeof(T) == 8 ? 4 : sizeof(T);
+// The same beside sums over rows, which take registers too.
+template <class T>
+constexpr int SUM_VECTORS = sizeof(T) == 8 ? 2 : sizeof(T);
+
 // A block's team. Where the blocks of a cluster have rows of their own, each is a team (`single`).
 class Team {
   public:
