@@ -148,6 +148,13 @@ def traffic():
         yield traffic
 
 
+def has_memory_on_the_gpu(found):
+    try:
+        return issubclass(type(found), torch.Tensor) and is_on_gpu(found)
+    except (NotImplementedError, RuntimeError):  # it has no memory of its own, such as a sparse one
+        return False
+
+
 def memory_on_the_gpu():
     """Of all tensors that Python holds there, by address; held on to, so that none is used again."""
     gc.collect()
