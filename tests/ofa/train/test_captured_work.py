@@ -158,9 +158,7 @@ def has_memory_on_the_gpu(found):
 def memory_on_the_gpu():
     """Of all tensors that Python holds there, by address; held on to, so that none is used again."""
     gc.collect()
-    storages = [
-        t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and is_on_gpu(t)
-    ]
+    storages = [t.untyped_storage() for t in gc.get_objects() if has_memory_on_the_gpu(t)]
     return {storage._cdata: storage for storage in storages}
 
 
