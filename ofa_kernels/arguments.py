@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ofa_kernels.boundary import KERNEL_DTYPES
 from ofa_kernels.reference import Seed
+from ofa_kernels.weight_index import check_index
 
 _TYPES = "float64, float32, bfloat16 or float16"
 _UINT64 = (1 << 64) - 1
@@ -25,8 +26,11 @@ def check_tensor(name: str, argument: str, t: Tensor) -> None:
         raise TypeError(f"{name}: {argument} must be dense, got {t.layout}; use .to_dense()")
 
 
-def check_norm(name: str, x: Tensor, weight: Tensor) -> None:
-    """Raise unless x is [..., N] and weight [N], of types that there are kernels for, on one device."""
+def check_norm(name: str, x: Tensor, weight: Tensor, index: Tensor | None = None) -> None:
+    """Raise unless x is [..., N] and weight [N], of types that there are kernels for, on one device.
+
+    With an index the weight is [A, N].
+    """
     try:
         fit = x.dtype in KERNEL_DTYPES and weight.dtype in KERNEL_DTYPES and x.device == weight.device
         sizes = x.shape
@@ -37,26 +41,33 @@ def check_norm(name: str, x: Tensor, weight: Tensor) -> None:
         check_tensor(name, "weight", weight)
         if x.device != weight.device:
             raise ValueError(f"{name}: x is on {x.device} and weight on {weight.device}; move one of them")
-    if not sizes or sizes[-1] == 0 or weight.numel() != sizes[-1] or weight.dim() != 1:
+    if index is not None:
+        check_index(name, x, weight, index)
+    elif not sizes or sizes[-1] == 0 or weight.numel() != sizes[-1] or weight.dim() != 1:
+        hint = "; a weight for each row needs a weight_index" if weight.dim() > 1 else ""
         raise ValueError(
             f"{name}: weight must be [N] for an x of [..., N] with N >= 1, got {tuple(weight.shape)} "
-            f"for {tuple(x.shape)}"
+            f"for {tuple(x.shape)}{hint}"
         )
 
 
 def norm_arguments(
-    name: str, x: Tensor, weight: Tensor | None, eps: float, offset: float
-) -> tuple[Tensor, float, float]:
-    """The weight [N], ones for None, eps and offset, all checked."""
+    name: str, x: Tensor, weight: Tensor | None, eps: float, offset: float, index: Tensor | None = None
+) -> tuple[Tensor, float, float, Tensor | None]:
+    """The weight, ones for None, eps and offset, and the index as [rows], all checked."""
     if weight is None:
+        if index is not None:
+            raise ValueError(f"{name}: a weight_index needs a weight [A, N], got None")
         check_tensor(name, "x", x)
         if x.dim() == 0:
             raise ValueError(f"{name}: x must be [..., N], got a scalar")
         weight = x.new_ones(x.shape[-1:])
-    check_norm(name, x, weight)
+    check_norm(name, x, weight, index)
     if type(eps) is not float or type(offset) is not float:
         eps, offset = real_numbers(name, eps=eps, offset=offset)
-    return weight, eps, offset
+    if index is not None and not (index.dim() == 1 and index.is_contiguous()):
+        index = index.reshape(-1).contiguous()
+    return weight, eps, offset, index
 
 
 def real_numbers(name: str, **values: Any) -> list[float]:
@@ -84,18 +95,25 @@ def integer(name: str, argument: str, value: Any) -> int:
         ) from None
 
 
-def checked_seed(seed: Seed, device: torch.device) -> Seed:
-    """The 64 bits of a seed: an int from 0 to 2^64 - 1, or an int64 tensor of one element on the device."""
+def checked_seed(seed: Seed, device: torch.device, rows: tuple[int, ...] | None = None) -> Seed:
+    """The 64 bits of a seed: an int from 0 to 2^64 - 1, or an int64 tensor of one element on the device.
+
+    Where there are `rows`, the tensor may have an element for each: then it comes back as [rows].
+    """
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64:
             raise TypeError(f"a probe seed that is a tensor must be int64, got {seed.dtype}; use seed.long()")
-        if seed.numel() != 1:
-            raise ValueError(f"a probe seed that is a tensor must be one number, got {tuple(seed.shape)}")
+        for_rows = rows is not None and tuple(seed.shape) == tuple(rows)
+        if seed.numel() != 1 and not for_rows:
+            each = "" if rows is None else f" or one a row, {tuple(rows)}"
+            raise ValueError(
+                f"a probe seed that is a tensor must be one number{each}, got {tuple(seed.shape)}"
+            )
         if seed.device != device:
             raise ValueError(
                 f"the probe seed is on {seed.device} and the tensors on {device}; move one of them"
             )
-        return seed
+        return seed if seed.numel() == 1 else seed.reshape(-1).contiguous()
     try:
         number = seed if type(seed) is int else integer("", "seed", seed)
     except TypeError:

@@ -54,101 +54,106 @@ def _saved_rstd(ctx) -> list[Tensor]:
 
 
 class RMSNorm(Operator):
-    """(x, w) -> y."""
+    """(x, w, index) -> y; the index says which weight a row has, and is None where all have the one."""
 
     @staticmethod
     def formula(options):
-        return lambda x, weight: reference.rms_norm(x, weight, *options[1:4])
+        return lambda x, weight, index: reference.rms_norm(x, weight, *options[1:4], index=index)
 
     @staticmethod
-    def forward(x, weight, options):
+    def forward(x, weight, index, options):
         kernels, eps, offset, rounding, rstd = options
         if rstd is None:
-            return ready(kernels, x, weight).rms_norm_forward(x, weight, eps, offset, rounding)
+            kernels = ready(kernels, x, weight, index)
+            return kernels.rms_norm_forward(x, weight, eps, offset, rounding, index=index)
         _make_room(rstd, kernels, x)
-        return kernels.rms_norm_forward(x, weight, eps, offset, rounding, *rstd)
+        return kernels.rms_norm_forward(x, weight, eps, offset, rounding, *rstd, index=index)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, ctx.options = inputs
-        ctx.save_for_backward(x, weight)
+        x, weight, index, ctx.options = inputs
+        ctx.save_for_backward(x, weight, index)
         ctx.set_materialize_grads(False)
         if ctx.options[4] is None:
-            ctx.save_for_forward(x, weight)
+            ctx.save_for_forward(x, weight, index)
 
     @staticmethod
     def backward(ctx, dy):
         if dy is None:
-            return None, None, None
-        need_dx, need_dw, _ = ctx.needs_input_grad
-        return *_backward(ctx, dy, None, need_dx, need_dw), None
+            return None, None, None, None
+        need_dx, need_dw, _, _ = ctx.needs_input_grad
+        return *_backward(ctx, dy, None, need_dx, need_dw), None, None
 
     @staticmethod
     def jvp(ctx, x_dot, weight_dot, *_):
         def rule(primals, tangents):
-            return RMSNormJvp.apply(*primals, *tangents, (*ctx.options[:3], False))
+            x, weight, index = primals
+            return RMSNormJvp.apply(x, weight, *tangents, index, (*ctx.options[:3], False))
 
         return in_forward_mode(ctx, rule, (x_dot, weight_dot))
 
     @staticmethod
-    def vmap(info, in_dims, x, weight, options):
-        if in_dims[1] is None:  # rows are independent: a batch of rows is more rows
-            return RMSNorm.apply(x.movedim(in_dims[0], 0), weight, (*options[:4], None)), 0
-        return torch.func.vmap(RMSNorm.formula(options), in_dims=in_dims[:2])(x, weight), 0
+    def vmap(info, in_dims, x, weight, index, options):
+        if in_dims[1] is None and index is None:  # rows are independent: a batch of rows is more rows
+            return RMSNorm.apply(x.movedim(in_dims[0], 0), weight, None, (*options[:4], None)), 0
+        return torch.func.vmap(RMSNorm.formula(options), in_dims=in_dims[:3])(x, weight, index), 0
 
 
 class AddRMSNorm(Operator):
-    """(x, residual, w) -> (y, s) with s = x + residual."""
+    """(x, residual, w, index) -> (y, s) with s = x + residual."""
 
     @staticmethod
     def formula(options):
-        return lambda *tensors: reference.add_rms_norm(*tensors, *options[1:4])
+        def formula(x, residual, weight, index):
+            return reference.add_rms_norm(x, residual, weight, *options[1:4], index=index)
+
+        return formula
 
     @staticmethod
-    def forward(x, residual, weight, options):
+    def forward(x, residual, weight, index, options):
         kernels, eps, offset, rounding, rstd = options
         if rstd is None:
-            kernels = ready(kernels, x, residual, weight)
-            return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
+            kernels = ready(kernels, x, residual, weight, index)
+            return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding, index=index)
         _make_room(rstd, kernels, x)
-        return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding, *rstd)
+        return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding, *rstd, index=index)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, residual, weight, ctx.options = inputs
-        ctx.save_for_backward(output[1], weight)
+        x, residual, weight, index, ctx.options = inputs
+        ctx.save_for_backward(output[1], weight, index)
         ctx.set_materialize_grads(False)
         if ctx.options[4] is None:
-            ctx.save_for_forward(x, residual, weight)
+            ctx.save_for_forward(x, residual, weight, index)
 
     @staticmethod
     def backward(ctx, dy, ds):
-        need_x, need_residual, need_dw, _ = ctx.needs_input_grad
+        need_x, need_residual, need_dw, *_ = ctx.needs_input_grad
         if dy is None:
-            return ds, ds, None, None
+            return ds, ds, None, None, None
         dx, dw = _backward(ctx, dy, ds, need_x or need_residual, need_dw)
-        return dx if need_x else None, dx if need_residual else None, dw, None
+        return dx if need_x else None, dx if need_residual else None, dw, None, None
 
     @staticmethod
     def jvp(ctx, x_dot, residual_dot, weight_dot, *_):
         def rule(primals, tangents):
-            x, residual, weight = primals
+            x, residual, weight, index = primals
             x_dot, residual_dot, weight_dot = tangents
             given = [matching(ctx.options[0], t, x) for t in (x_dot, residual_dot) if t is not None]
             s_dot = sum(given[1:], given[0]) if given else None
             options = *ctx.options[:3], False
-            y_dot = RMSNormJvp.apply(x + residual, weight, s_dot, weight_dot, options)
+            y_dot = RMSNormJvp.apply(x + residual, weight, s_dot, weight_dot, index, options)
             return y_dot, torch.zeros_like(x) if s_dot is None else s_dot
 
         return in_forward_mode(ctx, rule, (x_dot, residual_dot, weight_dot))
 
     @staticmethod
-    def vmap(info, in_dims, x, residual, weight, options):
-        if in_dims[2] is None:
+    def vmap(info, in_dims, x, residual, weight, index, options):
+        if in_dims[2] is None and index is None:
             x, residual = _batch_in_front(info, in_dims[:2], (x, residual))
-            return AddRMSNorm.apply(x, residual, weight, (*options[:4], None)), (0, 0)
+            return AddRMSNorm.apply(x, residual, weight, None, (*options[:4], None)), (0, 0)
         norm = AddRMSNorm.formula(options)
-        return torch.func.vmap(norm, in_dims=in_dims[:3])(x, residual, weight), (0, 0)
+        return torch.func.vmap(norm, in_dims=in_dims[:4])(x, residual, weight, index), (0, 0)
 
 
 class LayerNorm(Composed):
@@ -192,122 +197,125 @@ def _common(x: Tensor, *parameters: Tensor | None) -> torch.dtype:
 
 
 def _backward(ctx, dy, ds, need_dx, need_dw) -> tuple[Tensor | None, Tensor | None]:
-    """(dx + ds, dw) for saved (x, weight), by the kernel alone where nothing watches."""
-    (x, weight), (chosen, eps, offset, *_) = ctx.saved_tensors, ctx.options
+    """(dx + ds, dw) for saved (x, weight, index), by the kernel alone where nothing watches."""
+    (x, weight, index), (chosen, eps, offset, *_) = ctx.saved_tensors, ctx.options
     if first_order():
-        kernels = ready(chosen, x, weight, dy, ds)
+        kernels = ready(chosen, x, weight, dy, ds, index)
         dy, ds = matching(kernels, dy, x), matching(kernels, ds, x)
         rstd = _saved_rstd(ctx) if kernels is chosen else []
-        return kernels.rms_norm_backward(x, weight, dy, ds, eps, offset, need_dx, need_dw, *rstd)
-    dx, dw = RMSNormBackward.apply(x, weight, dy, (chosen, eps, offset, need_dx, need_dw))
+        return kernels.rms_norm_backward(x, weight, dy, ds, eps, offset, need_dx, need_dw, *rstd, index=index)
+    dx, dw = RMSNormBackward.apply(x, weight, dy, index, (chosen, eps, offset, need_dx, need_dw))
     if not need_dx:
         return None, dw
     return dx if ds is None else dx + ds, dw
 
 
 class RMSNormBackward(Composed):
-    """(x, w, dy) -> (dx, dw); each is None where it is not needed."""
+    """(x, w, dy, index) -> (dx, dw); each is None where it is not needed."""
 
     @staticmethod
     def formula(options):
         _, eps, offset, *_ = options
-        return lambda x, weight, dy: reference.rms_norm_backward(x, weight, dy, eps, offset)
+        return lambda x, weight, dy, index: reference.rms_norm_backward(x, weight, dy, eps, offset, index)
 
     @staticmethod
     def wanted(options):
         return options[3:]
 
     @staticmethod
-    def forward(x, weight, dy, options):
+    def forward(x, weight, dy, index, options):
         kernels, eps, offset, need_dx, need_dw = options
-        kernels = ready(kernels, x, weight, dy)
+        kernels = ready(kernels, x, weight, dy, index)
         dy = matching(kernels, dy, x)
-        return kernels.rms_norm_backward(x, weight, dy, None, eps, offset, need_dx, need_dw)
+        return kernels.rms_norm_backward(x, weight, dy, None, eps, offset, need_dx, need_dw, index=index)
 
     @classmethod
     def backward(cls, ctx, u, v):
         # ⟨dx, u⟩ + ⟨dw, v⟩ = ⟨dy, JVP(x, w; u, v)⟩, and second derivatives commute
         if u is None and v is None:
             return super().backward(ctx, u, v)
-        (x, weight, dy), (kernels, eps, offset, *_) = ctx.saved_tensors, ctx.options
+        (x, weight, dy, index), (kernels, eps, offset, *_) = ctx.saved_tensors, ctx.options
         need_x, need_weight, need_dy = ctx.needs_input_grad[:3]
         tangent, jvp = RMSNormBackwardTangent.apply, RMSNormJvp.apply
         if first_order():
             tangent, jvp = RMSNormBackwardTangent.forward, RMSNormJvp.forward
         dx = dw = ddy = None
         if need_x or need_weight:
-            dx, dw = tangent(x, weight, dy, u, v, None, (kernels, eps, offset, need_weight))
+            dx, dw = tangent(x, weight, dy, u, v, None, index, (kernels, eps, offset, need_weight))
         if need_dy:
-            ddy = jvp(x, weight, u, v, (kernels, eps, offset, False))
-        return dx, dw, ddy, None
+            ddy = jvp(x, weight, u, v, index, (kernels, eps, offset, False))
+        return dx, dw, ddy, None, None
 
     @classmethod
     def jvp(cls, ctx, x_dot, weight_dot, dy_dot, *_):
         kernels, eps, offset, need_dx, need_dw = ctx.options
 
         def rule(primals, tangents):
-            out = RMSNormBackwardTangent.apply(*primals, *tangents, (kernels, eps, offset, need_dw))
+            *primals, index = primals
+            out = RMSNormBackwardTangent.apply(*primals, *tangents, index, (kernels, eps, offset, need_dw))
             return out[0] if need_dx else None, out[1]
 
         return in_forward_mode(ctx, rule, (x_dot, weight_dot, dy_dot))
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
-        *_, need_dw = options = arguments[3]
-        if in_dims[1] is None and not need_dw:
-            x, dy = _batch_in_front(info, in_dims[0:3:2], arguments[0:3:2])
-            return cls.apply(x, arguments[1], dy, options), cls.out_dims(options)
+        x, weight, dy, index, options = arguments
+        if in_dims[1] is None and index is None and not options[-1]:  # dw is not needed
+            x, dy = _batch_in_front(info, in_dims[0:3:2], (x, dy))
+            return cls.apply(x, weight, dy, None, options), cls.out_dims(options)
         return super().vmap(info, in_dims, *arguments)
 
 
 class RMSNormJvp(Composed):
-    """(x, w, ẋ, ẇ) -> ẏ, for tangents [*K, ...] that share one primal; one of ẋ and ẇ may be None."""
+    """(x, w, ẋ, ẇ, index) -> ẏ, for tangents [*K, ...] that share one primal; one of ẋ and ẇ may be None."""
 
     @staticmethod
     def formula(options):
         _, eps, offset, _ = options
 
-        def formula(x, weight, x_dot, weight_dot):
-            return reference.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
+        def formula(x, weight, x_dot, weight_dot, index):
+            return reference.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset, index)
 
         return formula
 
     @staticmethod
-    def forward(x, weight, x_dot, weight_dot, options):
+    def forward(x, weight, x_dot, weight_dot, index, options):
         kernels, eps, offset, asked = options
         if not asked:
-            kernels = ready(kernels, x, weight, x_dot, weight_dot)
+            kernels = ready(kernels, x, weight, x_dot, weight_dot, index)
             x_dot, weight_dot = matching(kernels, x_dot, x), matching(kernels, weight_dot, weight)
-        return kernels.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset)
+        return kernels.rms_norm_jvp(x, weight, x_dot, weight_dot, eps, offset, index=index)
 
     @classmethod
     def backward(cls, ctx, dy):
         if dy is None:
             return super().backward(ctx, dy)
-        x, weight, x_dot, weight_dot = ctx.saved_tensors
-        _, need_dw, _, need_dw_dot, _ = ctx.needs_input_grad
+        x, weight, x_dot, weight_dot, index = ctx.saved_tensors
+        _, need_dw, _, need_dw_dot, *_ = ctx.needs_input_grad
         options = *ctx.options[:3], need_dw, need_dw_dot
         gradients = RMSNormJvpBackward.forward if first_order() else RMSNormJvpBackward.apply
-        dx, dw, dx_dot, dw_dot = gradients(x, weight, dy, x_dot, weight_dot, options)
-        return dx, dw, None if x_dot is None else dx_dot, dw_dot, None
+        dx, dw, dx_dot, dw_dot = gradients(x, weight, dy, x_dot, weight_dot, index, options)
+        return dx, dw, None if x_dot is None else dx_dot, dw_dot, None, None
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
-        if in_dims[0] is None and in_dims[1] is None:  # one more dimension of tangents
-            tangents = _batch_in_front(info, in_dims[2:4], arguments[2:4])
-            return cls.apply(*arguments[:2], *tangents, (*arguments[4][:3], False)), 0
+        x, weight, *tangents, index, options = arguments
+        if in_dims[0] is None and in_dims[1] is None and in_dims[4] is None:  # one more dimension of tangents
+            tangents = _batch_in_front(info, in_dims[2:4], tangents)
+            return cls.apply(x, weight, *tangents, index, (*options[:3], False)), 0
         return super().vmap(info, in_dims, *arguments)
 
 
 class RMSNormBackwardTangent(Composed):
-    """(x, w, dy, ẋ, ẇ, dẏ) -> tangents of (dx, dw), [*K, ...]; dw's is None where it is not needed."""
+    """(x, w, dy, ẋ, ẇ, dẏ, index) -> tangents of (dx, dw), [*K, ...]; dw's is None where it is not needed."""
 
     @staticmethod
     def formula(options):
         _, eps, offset, _ = options
 
-        def formula(x, weight, dy, x_dot, weight_dot, dy_dot):
-            return reference.rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, dy_dot, eps, offset)
+        def formula(x, weight, dy, x_dot, weight_dot, dy_dot, index):
+            tangents = x_dot, weight_dot, dy_dot
+            return reference.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, index)
 
         return formula
 
@@ -316,30 +324,30 @@ class RMSNormBackwardTangent(Composed):
         return True, options[3]
 
     @staticmethod
-    def forward(x, weight, dy, x_dot, weight_dot, dy_dot, options):
+    def forward(x, weight, dy, x_dot, weight_dot, dy_dot, index, options):
         kernels, eps, offset, need_dw = options
-        kernels = ready(kernels, x, weight, dy, x_dot, weight_dot, dy_dot)
+        kernels = ready(kernels, x, weight, dy, x_dot, weight_dot, dy_dot, index)
         dy, x_dot, dy_dot = (matching(kernels, t, x) for t in (dy, x_dot, dy_dot))
         tangents = x_dot, matching(kernels, weight_dot, weight), dy_dot
-        return kernels.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, need_dw)
+        return kernels.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, need_dw, index=index)
 
     @classmethod
     def vmap(cls, info, in_dims, *arguments):
-        if all(dim is None for dim in in_dims[:3]):
+        if all(dim is None for dim in (*in_dims[:3], in_dims[6])):
             tangents = _batch_in_front(info, in_dims[3:6], arguments[3:6])
-            return cls.apply(*arguments[:3], *tangents, arguments[6]), cls.out_dims(arguments[6])
+            return cls.apply(*arguments[:3], *tangents, *arguments[6:]), cls.out_dims(arguments[7])
         return super().vmap(info, in_dims, *arguments)
 
 
 class RMSNormJvpBackward(Composed):
-    """(x, w, dy, ẋ, ẇ) -> gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; in w and ẇ they are None where not needed."""
+    """(x, w, dy, ẋ, ẇ, index) -> gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; in w and ẇ None where not needed."""
 
     @staticmethod
     def formula(options):
         _, eps, offset, *_ = options
 
-        def formula(x, weight, dy, x_dot, weight_dot):
-            return reference.rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset)
+        def formula(x, weight, dy, x_dot, weight_dot, index):
+            return reference.rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, index)
 
         return formula
 
@@ -348,8 +356,8 @@ class RMSNormJvpBackward(Composed):
         return True, options[3], True, options[4]
 
     @staticmethod
-    def forward(x, weight, dy, x_dot, weight_dot, options):
-        kernels, eps, offset, need_dw, need_dw_dot = options
-        kernels = ready(kernels, x, weight, dy, x_dot, weight_dot)
+    def forward(x, weight, dy, x_dot, weight_dot, index, options):
+        kernels, eps, offset, *needs = options
+        kernels = ready(kernels, x, weight, dy, x_dot, weight_dot, index)
         inputs = matching(kernels, dy, x), matching(kernels, x_dot, x), matching(kernels, weight_dot, weight)
-        return kernels.rms_norm_jvp_backward(x, weight, *inputs, eps, offset, need_dw, need_dw_dot)
+        return kernels.rms_norm_jvp_backward(x, weight, *inputs, eps, offset, *needs, index=index)

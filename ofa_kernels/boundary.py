@@ -9,6 +9,7 @@ from typing import overload
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from ofa_kernels import formulas
 
@@ -50,6 +51,15 @@ def _is_freed_or_empty(t: Tensor) -> bool:
     if t.device.type not in ("cpu", "cuda") or t._is_zerotensor():
         return False
     return not torch._is_functional_tensor(t)  # pyright: ignore[reportPrivateImportUsage] - not in the stubs
+
+
+def value_of(t: Tensor) -> Tensor | None:
+    """The numbers of a tensor below its wrappers of torch.func, or None where there are none to be read."""
+    if torch.compiler.is_compiling() or tracing() or dispatch_modes():
+        return None
+    while is_functorch_wrapped_tensor(t):
+        t = get_unwrapped(t)
+    return t if _is_memory(t) else None
 
 
 def check_memory(t: Tensor) -> None:

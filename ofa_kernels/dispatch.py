@@ -141,18 +141,27 @@ def _module_of(backend: str) -> ModuleType:
     return {"cuda": cuda.calls, "native": native, "reference": formulas}[backend]
 
 
-def kernels_of(x: Tensor) -> ModuleType:
+def _served(kernels: ModuleType, index: Tensor | None) -> ModuleType:
+    return kernels if index is None or getattr(kernels, "TAKES_INDEX", False) else formulas
+
+
+def kernels_of(x: Tensor, index: Tensor | None = None) -> ModuleType:
     """The functions that serve memory on x's device, whoever watches: a backend's, else the formulas."""
-    return _choice(x)[1]
+    return _served(_choice(x)[1], index)
 
 
-def kernels_for(*tensors: Tensor) -> ModuleType | None:
+def kernels_for(*tensors: Tensor, index: Tensor | None = None) -> ModuleType | None:
     """What serves a call with tensors on one device, or None where PyTorch composes all of it.
 
     That is a backend's module; the registered operators where the call is recorded or faked; and composition
     for subclasses of Tensor (distributed, …) and for all that has no memory of its own.
     """
-    return None if torch.compiler.is_compiling() else at_call(_choice(tensors[0])[1], tensors)
+    if torch.compiler.is_compiling():
+        return None
+    kernels = _choice(tensors[0])[1]
+    if index is None:
+        return at_call(kernels, tensors)
+    return at_call(_served(kernels, index), (*tensors, index))
 
 
 @dataclass(frozen=True)

@@ -19,23 +19,26 @@ step_lengths = reference.step_lengths
 step_lengths_backward = reference.step_lengths_backward
 
 
-def rms_norm_backward(x, weight, dy, ds, eps, offset, need_dx, need_dw):
+def rms_norm_backward(x, weight, dy, ds, eps, offset, need_dx, need_dw, index=None):
     """dx (plus ds, where given) and dw; each is None where it is not needed."""
-    dx, dw = reference.rms_norm_backward(x, weight, dy, eps, offset)
+    dx, dw = reference.rms_norm_backward(x, weight, dy, eps, offset, index)
     if need_dx and ds is not None:
         dx = dx + ds.to(dx.dtype)
     return dx if need_dx else None, dw if need_dw else None
 
 
-def rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, dy_dot, eps, offset, need_dw):
+def rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, dy_dot, eps, offset, need_dw, index=None):
     """Tangents of (dx, dw); dw's is None where it is not needed."""
-    dx, dw = reference.rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, dy_dot, eps, offset)
+    tangents = x_dot, weight_dot, dy_dot
+    dx, dw = reference.rms_norm_backward_tangent(x, weight, dy, *tangents, eps, offset, index)
     return dx, dw if need_dw else None
 
 
-def rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, need_dw, need_dw_dot):
+def rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, need_dw, need_dw_dot, index=None):
     """Gradients of ⟨dy, ẏ⟩ in x, w, ẋ, ẇ; in w and ẇ they are None where they are not needed."""
-    dx, dw, dx_dot, dw_dot = reference.rms_norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset)
+    dx, dw, dx_dot, dw_dot = reference.rms_norm_jvp_backward(
+        x, weight, dy, x_dot, weight_dot, eps, offset, index
+    )
     return dx, dw if need_dw else None, dx_dot, dw_dot if need_dw_dot else None
 
 
@@ -46,16 +49,17 @@ def _signs_like(t: Tensor, ids: Tensor, seed: Seed, layer: int, n_probes: int) -
     return reference.rademacher_signs(t.shape[-1], ids, n_probes, layers, seed, dtype)[0]
 
 
-def preconditioned_probes(z, weight, eps, offset, seed, n_probes, example_ids, layer):
+def preconditioned_probes(z, weight, eps, offset, seed, n_probes, example_ids, layer, index=None):
     """(weight + offset) r ν as [n_probes, rows, D]."""
     signs = _signs_like(z, example_ids, seed, layer, n_probes)
+    weight = reference.weight_of_rows(weight, index, z)
     return (reference.preconditioner(z, weight, eps, offset) * signs).to(z.dtype)
 
 
-def preconditioned_probes_backward(z, weight, dp, eps, offset, seed, example_ids, layer):
+def preconditioned_probes_backward(z, weight, dp, eps, offset, seed, example_ids, layer, index=None):
     """Gradients (dz, dw) of ⟨dp, `preconditioned_probes`⟩."""
     signs = _signs_like(z, example_ids, seed, layer, dp.shape[0])
-    return reference.preconditioned_probes_backward(z, weight, signs, dp, eps, offset)
+    return reference.preconditioned_probes_backward(z, weight, signs, dp, eps, offset, index)
 
 
 def probe_dot(t, seed, example_ids, layer):

@@ -9,12 +9,18 @@ from ofa_kernels.autograd import AddRMSNorm, LayerNorm, RMSNorm, RMSNormJvp
 from ofa_kernels.boundary import tracing
 from ofa_kernels.composed import plain_call, recorded
 from ofa_kernels.dispatch import kernels_for
+from ofa_kernels.weight_index import indexed_kernels
 
 ROUNDINGS = ("hf", "fp32")
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor | None, eps: float = 1e-6, offset: float = 0.0, rounding: str = "hf"
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    rounding: str = "hf",
+    weight_index: Tensor | None = None,
 ) -> Tensor:
     """Root-mean-square norm over the last dimension: y = (weight + offset) x / sqrt(mean(x²) + eps).
 
@@ -25,32 +31,37 @@ def rms_norm(
     Args:
         x: [..., N], float64, float32, bfloat16 or float16; any strides.
         weight: [N], of any of these types, on x's device (float32 on a bfloat16 x is the normal case); None
-            for ones.
+            for ones. With a `weight_index`, [A, N].
         eps: added to the mean square.
         offset: added to the weight (1.0 for Gemma).
         rounding: `"hf"` rounds where transformers' class does: without an offset the normalised x is rounded
             to x's type before the product (`LlamaRMSNorm`), with one there is a single rounding at the end
             (`GemmaRMSNorm`); `"fp32"` always rounds once, at the end. float64 is never rounded.
+        weight_index: [...] int64, for a weight [A, N]: row r has weight[weight_index[r]]. Rows that are
+            sorted by it take no more time than those of one weight; in any order, equal calls give equal
+            bits.
 
     Returns:
         [..., N] in x's type.
 
     Raises:
         ValueError: shapes, devices or `rounding` don't fit.
+        IndexError: an index is not from 0 to A - 1. On a GPU that is looked at where `OFA_DEBUG=1` is set;
+            else the results of such a row are NaN, and it adds nothing to the weight's gradient.
         TypeError: x or weight is not of these types, or eps or offset is no number.
         RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
     """
-    weight, eps, offset = norm_arguments("rms_norm", x, weight, eps, offset)
+    weight, eps, offset, index = norm_arguments("rms_norm", x, weight, eps, offset, weight_index)
     if rounding not in ROUNDINGS:
         raise ValueError(f"rms_norm: rounding must be one of {ROUNDINGS}, got {rounding!r}")
-    kernels = kernels_for(x, weight)
+    kernels = kernels_for(x, weight) if index is None else indexed_kernels("rms_norm", weight, index, x)
     if kernels is None:
-        return reference.rms_norm(x, weight, eps, offset, rounding)
+        return reference.rms_norm(x, weight, eps, offset, rounding, index)
     if not plain_call():
-        return RMSNorm.apply(x, weight, (kernels, eps, offset, rounding, None))
+        return RMSNorm.apply(x, weight, index, (kernels, eps, offset, rounding, None))
     if recorded(x, weight):
-        return RMSNorm.record(x, weight, (kernels, eps, offset, rounding, []))
-    return kernels.rms_norm_forward(x, weight, eps, offset, rounding)
+        return RMSNorm.record(x, weight, index, (kernels, eps, offset, rounding, []))
+    return kernels.rms_norm_forward(x, weight, eps, offset, rounding, index=index)
 
 
 def add_rms_norm(
@@ -60,6 +71,7 @@ def add_rms_norm(
     eps: float = 1e-6,
     offset: float = 0.0,
     rounding: str = "hf",
+    weight_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(`rms_norm` of s, s) with s = x + residual, in one pass over memory.
 
@@ -70,17 +82,19 @@ def add_rms_norm(
         eps: added to the mean square.
         offset: added to the weight (1.0 for Gemma).
         rounding: as for `rms_norm`; s is rounded to x's type before it is normalised.
+        weight_index: [...] int64, for a weight [A, N], as in `rms_norm`.
 
     Returns:
         (y, s), both [..., N] in x's type.
 
     Raises:
         ValueError: shapes, devices or `rounding` don't fit.
+        IndexError: an index is not from 0 to A - 1, as in `rms_norm`.
         TypeError: x or weight is not of these types, the residual has another type than x, or eps or offset
             is no number.
         RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
     """
-    weight, eps, offset = norm_arguments("add_rms_norm", x, weight, eps, offset)
+    weight, eps, offset, index = norm_arguments("add_rms_norm", x, weight, eps, offset, weight_index)
     if rounding not in ROUNDINGS:
         raise ValueError(f"add_rms_norm: rounding must be one of {ROUNDINGS}, got {rounding!r}")
     check_tensor("add_rms_norm", "residual", residual)
@@ -91,14 +105,17 @@ def add_rms_norm(
             f"add_rms_norm: residual must be like x, {tuple(x.shape)} on {x.device}, got "
             f"{tuple(residual.shape)} on {residual.device}"
         )
-    kernels = kernels_for(x, residual, weight)
+    if index is None:
+        kernels = kernels_for(x, residual, weight)
+    else:
+        kernels = indexed_kernels("add_rms_norm", weight, index, x, residual)
     if kernels is None:
-        return reference.add_rms_norm(x, residual, weight, eps, offset, rounding)
+        return reference.add_rms_norm(x, residual, weight, eps, offset, rounding, index)
     if not plain_call():
-        return AddRMSNorm.apply(x, residual, weight, (kernels, eps, offset, rounding, None))
+        return AddRMSNorm.apply(x, residual, weight, index, (kernels, eps, offset, rounding, None))
     if recorded(x, residual, weight):
-        return AddRMSNorm.record(x, residual, weight, (kernels, eps, offset, rounding, []))
-    return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding)
+        return AddRMSNorm.record(x, residual, weight, index, (kernels, eps, offset, rounding, []))
+    return kernels.add_rms_norm_forward(x, residual, weight, eps, offset, rounding, index=index)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -122,7 +139,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps
         ValueError: shapes or devices don't fit.
         TypeError: x, weight or bias is not of these types, or eps is no number.
     """
-    weight, eps, _ = norm_arguments("layer_norm", x, weight, eps, 0.0)
+    weight, eps, *_ = norm_arguments("layer_norm", x, weight, eps, 0.0)
     check_tensor("layer_norm", "x", x)
     check_tensor("layer_norm", "weight", weight)
     if bias is not None:
@@ -135,7 +152,12 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, eps
 
 
 def rms_norm_jvp(
-    x: Tensor, weight: Tensor | None, x_dot: Tensor, eps: float = 1e-6, offset: float = 0.0
+    x: Tensor,
+    weight: Tensor | None,
+    x_dot: Tensor,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    weight_index: Tensor | None = None,
 ) -> Tensor:
     """The directional derivatives of `rms_norm` along K tangents that share one primal, which is read once.
 
@@ -148,17 +170,19 @@ def rms_norm_jvp(
         x_dot: [*K, ..., N], tangents of x, in its type.
         eps: added to the mean square.
         offset: added to the weight (1.0 for Gemma).
+        weight_index: [...] int64, for a weight [A, N], as in `rms_norm`.
 
     Returns:
         [*K, ..., N] in x's type.
 
     Raises:
         ValueError: shapes or devices don't fit.
+        IndexError: an index is not from 0 to A - 1, as in `rms_norm`.
         TypeError: x or weight is not of these types, x_dot has another type than x, or eps or offset is no
             number.
         RuntimeError: `OFA_BACKEND` forces a backend that can't serve x.
     """
-    weight, eps, offset = norm_arguments("rms_norm_jvp", x, weight, eps, offset)
+    weight, eps, offset, index = norm_arguments("rms_norm_jvp", x, weight, eps, offset, weight_index)
     check_tensor("rms_norm_jvp", "x_dot", x_dot)
     if x_dot.dtype != x.dtype:
         raise TypeError(f"rms_norm_jvp: x_dot must have x's type {x.dtype}, got {x_dot.dtype}")
@@ -167,11 +191,14 @@ def rms_norm_jvp(
             f"rms_norm_jvp: x_dot must be [*K, *{tuple(x.shape)}] on {x.device}, got "
             f"{tuple(x_dot.shape)} on {x_dot.device}"
         )
-    kernels = kernels_for(x, x_dot, weight)
+    if index is None:
+        kernels = kernels_for(x, x_dot, weight)
+    else:
+        kernels = indexed_kernels("rms_norm_jvp", weight, index, x, x_dot)
     if kernels is None:
-        return reference.rms_norm_jvp(x, weight, x_dot, None, eps, offset)
+        return reference.rms_norm_jvp(x, weight, x_dot, None, eps, offset, index)
     if not plain_call():
-        return RMSNormJvp.apply(x, weight, x_dot, None, (kernels, eps, offset, False))
+        return RMSNormJvp.apply(x, weight, x_dot, None, index, (kernels, eps, offset, False))
     if recorded(x, weight, x_dot):
-        return RMSNormJvp.record(x, weight, x_dot, None, (kernels, eps, offset, True))
-    return kernels.rms_norm_jvp(x, weight, x_dot, None, eps, offset)
+        return RMSNormJvp.record(x, weight, x_dot, None, index, (kernels, eps, offset, True))
+    return kernels.rms_norm_jvp(x, weight, x_dot, None, eps, offset, index=index)

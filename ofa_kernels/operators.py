@@ -31,12 +31,13 @@ def _register(schema: str, fake: Callable) -> Callable:
 
     Args:
         schema: As PyTorch writes them. A seed is `Tensor? seed, int number` there: no type is either. An
-            output that is left out is None, for which schemas have no word.
+            output that is left out is None, for which schemas have no word. An index comes last.
         fake: The outputs, unwritten, from the kernel's arguments.
     """
     name, _, rest = schema.partition("(")
     names = [argument.split()[-1] for argument in rest.partition(")")[0].split(", ")]
     seed_at = names.index("seed") if "seed" in names else len(names)
+    indexed = names[-1] == "index"
 
     def own(given: tuple) -> tuple:
         if seed_at == len(names):
@@ -47,8 +48,9 @@ def _register(schema: str, fake: Callable) -> Callable:
     def kernel(*given):
         tensors = [a for a in given if isinstance(a, Tensor)]
         real = [t for t in tensors if t.is_floating_point()] or [tensors[0].new_empty(0, dtype=torch.float32)]
-        kernels = dispatch.kernels_of(real[0])
-        return getattr(kernels, name)(*own(given))
+        given, index = (given[:-1], given[-1]) if indexed else (given, None)
+        kernels = dispatch.kernels_of(real[0], index)
+        return getattr(kernels, name)(*own(given), **({"index": index} if indexed else {}))
 
     def guarded(*given):
         if any(isinstance(t, Tensor) and _is_differentiated(t) for t in given):
@@ -65,13 +67,14 @@ def _register(schema: str, fake: Callable) -> Callable:
     torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *given: fake(*own(given)), lib=_definitions)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
-    def call(*given):
+    def call(*given, index: Tensor | None = None):
+        last = (index,) if indexed else ()
         if seed_at == len(names):
-            return operator(*given)
+            return operator(*given, *last)
         seed = given[seed_at]
         # a schema's integers have a sign
         pair = (seed, 0) if isinstance(seed, Tensor) else (None, seed - (seed >> 63 << 64))
-        return operator(*given[:seed_at], *pair, *given[seed_at + 1 :])
+        return operator(*given[:seed_at], *pair, *given[seed_at + 1 :], *last)
 
     return call
 
@@ -80,52 +83,54 @@ def _like(t: Tensor) -> Tensor:
     return torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
-def _tangents(t: Tensor, of_x: Tensor | None, x: Tensor, of_weight: Tensor | None = None) -> Tensor:
-    """[*K, *t.shape], where of_x is [*K, *x.shape] or of_weight [*K, N]."""
+def _tangents(
+    t: Tensor, of_x: Tensor | None, x: Tensor, weight: Tensor, of_weight: Tensor | None = None
+) -> Tensor:
+    """[*K, *t.shape], where of_x is [*K, *x.shape] or of_weight [*K, *weight.shape]."""
     if of_x is not None:
         sizes = of_x.shape[: of_x.dim() - x.dim()]
     else:
         assert of_weight is not None  # a call has a tangent of one of the two
-        sizes = of_weight.shape[:-1]
+        sizes = of_weight.shape[: of_weight.dim() - weight.dim()]
     return t.new_empty((*sizes, *t.shape))
 
 
-def _norm(x, weight, eps, offset, rounding):
+def _norm(x, weight, eps, offset, rounding, index):
     return _like(x)
 
 
-def _add_norm(x, residual, weight, eps, offset, rounding):
+def _add_norm(x, residual, weight, eps, offset, rounding, index):
     return _like(x), _like(x)
 
 
-def _norm_backward(x, weight, dy, ds, eps, offset, need_dx, need_dw):
+def _norm_backward(x, weight, dy, ds, eps, offset, need_dx, need_dw, index):
     return _like(x) if need_dx else None, _like(weight) if need_dw else None
 
 
-def _norm_jvp(x, weight, x_dot, weight_dot, eps, offset):
-    return _tangents(x, x_dot, x, weight_dot)
+def _norm_jvp(x, weight, x_dot, weight_dot, eps, offset, index):
+    return _tangents(x, x_dot, x, weight, weight_dot)
 
 
-def _norm_backward_tangent(x, weight, dy, x_dot, weight_dot, dy_dot, eps, offset, need_dw):
+def _norm_backward_tangent(x, weight, dy, x_dot, weight_dot, dy_dot, eps, offset, need_dw, index):
     of_x = dy_dot if x_dot is None else x_dot
-    dw_dot = _tangents(weight, of_x, x, weight_dot) if need_dw else None
-    return _tangents(x, of_x, x, weight_dot), dw_dot
+    dw_dot = _tangents(weight, of_x, x, weight, weight_dot) if need_dw else None
+    return _tangents(x, of_x, x, weight, weight_dot), dw_dot
 
 
-def _norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, need_dw, need_dw_dot):
-    dw_dot = _tangents(weight, dy, x) if need_dw_dot else None
-    return _like(x), _like(weight) if need_dw else None, _tangents(x, dy, x), dw_dot
+def _norm_jvp_backward(x, weight, dy, x_dot, weight_dot, eps, offset, need_dw, need_dw_dot, index):
+    dw_dot = _tangents(weight, dy, x, weight) if need_dw_dot else None
+    return _like(x), _like(weight) if need_dw else None, _tangents(x, dy, x, weight), dw_dot
 
 
 def _rademacher(n_cols, example_ids, n_probes, layers, seed, dtype):
     return example_ids.new_empty((layers.numel(), n_probes, example_ids.numel(), n_cols), dtype=dtype)
 
 
-def _probes(z, weight, eps, offset, seed, n_probes, example_ids, layer):
+def _probes(z, weight, eps, offset, seed, n_probes, example_ids, layer, index):
     return z.new_empty((n_probes, *z.shape))
 
 
-def _probes_backward(z, weight, dp, eps, offset, seed, example_ids, layer):
+def _probes_backward(z, weight, dp, eps, offset, seed, example_ids, layer, index):
     return _like(z), _like(weight)
 
 
@@ -145,31 +150,31 @@ def _lengths_backward(states, lengths, dlengths):
     return _like(states)
 
 
-_X, _NUMBERS = "Tensor x, Tensor weight", "float eps, float offset"
+_X, _NUMBERS, _INDEX = "Tensor x, Tensor weight", "float eps, float offset", "Tensor? index"
 _SEED, _IDS = "Tensor? seed, int number", "Tensor example_ids, int layer"
 
-rms_norm_forward = _register(f"rms_norm_forward({_X}, {_NUMBERS}, str rounding) -> Tensor", _norm)
+rms_norm_forward = _register(f"rms_norm_forward({_X}, {_NUMBERS}, str rounding, {_INDEX}) -> Tensor", _norm)
 add_rms_norm_forward = _register(
-    f"add_rms_norm_forward(Tensor x, Tensor residual, Tensor weight, {_NUMBERS}, str rounding) "
+    f"add_rms_norm_forward(Tensor x, Tensor residual, Tensor weight, {_NUMBERS}, str rounding, {_INDEX}) "
     "-> (Tensor, Tensor)",
     _add_norm,
 )
 rms_norm_backward = _register(
-    f"rms_norm_backward({_X}, Tensor dy, Tensor? ds, {_NUMBERS}, bool need_dx, bool need_dw) "
+    f"rms_norm_backward({_X}, Tensor dy, Tensor? ds, {_NUMBERS}, bool need_dx, bool need_dw, {_INDEX}) "
     "-> (Tensor, Tensor)",
     _norm_backward,
 )
 rms_norm_jvp = _register(
-    f"rms_norm_jvp({_X}, Tensor? x_dot, Tensor? weight_dot, {_NUMBERS}) -> Tensor", _norm_jvp
+    f"rms_norm_jvp({_X}, Tensor? x_dot, Tensor? weight_dot, {_NUMBERS}, {_INDEX}) -> Tensor", _norm_jvp
 )
 rms_norm_backward_tangent = _register(
     f"rms_norm_backward_tangent({_X}, Tensor dy, Tensor? x_dot, Tensor? weight_dot, Tensor? dy_dot, "
-    f"{_NUMBERS}, bool need_dw) -> (Tensor, Tensor)",
+    f"{_NUMBERS}, bool need_dw, {_INDEX}) -> (Tensor, Tensor)",
     _norm_backward_tangent,
 )
 rms_norm_jvp_backward = _register(
     f"rms_norm_jvp_backward({_X}, Tensor dy, Tensor? x_dot, Tensor? weight_dot, {_NUMBERS}, bool need_dw, "
-    "bool need_dw_dot) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"bool need_dw_dot, {_INDEX}) -> (Tensor, Tensor, Tensor, Tensor)",
     _norm_jvp_backward,
 )
 rademacher = _register(
@@ -178,12 +183,13 @@ rademacher = _register(
     _rademacher,
 )
 preconditioned_probes = _register(
-    f"preconditioned_probes(Tensor z, Tensor weight, {_NUMBERS}, {_SEED}, int n_probes, {_IDS}) -> Tensor",
+    f"preconditioned_probes(Tensor z, Tensor weight, {_NUMBERS}, {_SEED}, int n_probes, {_IDS}, {_INDEX}) "
+    "-> Tensor",
     _probes,
 )
 preconditioned_probes_backward = _register(
-    f"preconditioned_probes_backward(Tensor z, Tensor weight, Tensor dp, {_NUMBERS}, {_SEED}, {_IDS}) "
-    "-> (Tensor, Tensor)",
+    f"preconditioned_probes_backward(Tensor z, Tensor weight, Tensor dp, {_NUMBERS}, {_SEED}, {_IDS}, "
+    f"{_INDEX}) -> (Tensor, Tensor)",
     _probes_backward,
 )
 probe_dot = _register(f"probe_dot(Tensor t, {_SEED}, {_IDS}) -> Tensor", _dots)

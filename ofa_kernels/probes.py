@@ -21,6 +21,7 @@ from ofa_kernels.boundary import KERNEL_DTYPES, matching, ready
 from ofa_kernels.composed import Composed, first_order, plain_call, recorded
 from ofa_kernels.dispatch import kernels_for
 from ofa_kernels.reference import Seed
+from ofa_kernels.weight_index import indexed_kernels
 
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _UINT64 = (1 << 64) - 1
@@ -172,35 +173,37 @@ def _checked_layer(name: str, layer: int) -> int:
 
 
 class _PreconditionedProbes(Composed):
-    """(z [rows, D], w, ids, seed or None) -> P ν [n_probes, rows, D]."""
+    """(z [rows, D], w, ids, seed or None, index or None) -> P ν [n_probes, rows, D]."""
 
     @staticmethod
     def formula(options):
         _, eps, offset, number, n_probes, layer = options
 
-        def formula(z, weight, ids, seed):
+        def formula(z, weight, ids, seed, index):
             seed = number if seed is None else seed
-            return formulas.preconditioned_probes(z, weight, eps, offset, seed, n_probes, ids, layer)
+            return formulas.preconditioned_probes(z, weight, eps, offset, seed, n_probes, ids, layer, index)
 
         return formula
 
     @staticmethod
-    def forward(z, weight, ids, seed, options):
+    def forward(z, weight, ids, seed, index, options):
         kernels, eps, offset, number, n_probes, layer = options
-        kernels = ready(kernels, z, weight, ids, seed)
+        kernels = ready(kernels, z, weight, ids, seed, index)
         seed = number if seed is None else seed
-        return kernels.preconditioned_probes(z, weight, eps, offset, seed, n_probes, ids, layer)
+        return kernels.preconditioned_probes(z, weight, eps, offset, seed, n_probes, ids, layer, index=index)
 
     @classmethod
     def backward(cls, ctx, dp):
         if dp is None or not first_order():
             return super().backward(ctx, dp)
-        (z, weight, ids, seed), (kernels, eps, offset, number, _, layer) = ctx.saved_tensors, ctx.options
-        kernels = ready(kernels, z, weight, dp, ids, seed)
-        seed = number if seed is None else seed
-        dp = matching(kernels, dp, z)
-        dz, dw = kernels.preconditioned_probes_backward(z, weight, dp, eps, offset, seed, ids, layer)
-        return dz, dw, None, None, None
+        (z, weight, ids, seed, index), (kernels, eps, offset, number, _, layer) = (
+            ctx.saved_tensors,
+            ctx.options,
+        )
+        kernels = ready(kernels, z, weight, dp, ids, seed, index)
+        dp, key = matching(kernels, dp, z), (number if seed is None else seed, ids, layer)
+        dz, dw = kernels.preconditioned_probes_backward(z, weight, dp, eps, offset, *key, index=index)
+        return dz, dw, None, None, None, None
 
 
 class _ProbeDot(Composed):
@@ -237,7 +240,8 @@ def probe_dot(t: Tensor, seed: int | Tensor, example_ids: Tensor | None = None, 
 
     Args:
         t: [n_probes, ..., D].
-        seed: 0 to 2^64 - 1, or an int64 tensor of one element on t's device that holds the 64 bits.
+        seed: 0 to 2^64 - 1, or an int64 tensor on t's device that holds the 64 bits: of one element, or
+            [...], one a row.
         example_ids: [...] integers, one a row, taken modulo 2^32; default 0, 1, 2, …
         layer: the layer's number in the counter.
 
@@ -252,7 +256,7 @@ def probe_dot(t: Tensor, seed: int | Tensor, example_ids: Tensor | None = None, 
     if t.dim() < 2 or t.shape[0] == 0 or t.shape[-1] == 0:
         raise ValueError(f"probe_dot: t must be [n_probes, ..., D] with both >= 1, got {tuple(t.shape)}")
     ids = checked_ids("probe_dot", t.shape[1:-1], example_ids, t.device)
-    key, number = _split(checked_seed(seed, t.device))
+    key, number = _split(checked_seed(seed, t.device, t.shape[1:-1]))
     t = t.resolve_neg()  # PyTorch has no views of a negated dual number
     flat = t if t.dim() == 3 else t.reshape(t.shape[0], ids.numel(), t.shape[-1])
     kernels = kernels_for(t, ids)
@@ -275,6 +279,7 @@ def preconditioned_probes(
     offset: float = 0.0,
     example_ids: Tensor | None = None,
     layer: int = 0,
+    weight_index: Tensor | None = None,
 ) -> Tensor:
     """The probe directions P ν_k = (weight + offset) / σ(z) ⊙ ν_k (OFA, sharpness term).
 
@@ -282,35 +287,38 @@ def preconditioned_probes(
 
     Args:
         z: [..., D], one state a row.
-        weight: [D], the norm's γ; None for ones.
+        weight: [D], the norm's γ; None for ones. With a `weight_index`, [A, D].
         eps: inside σ(z) = sqrt(mean(z²) + eps).
-        seed: 0 to 2^64 - 1, or an int64 tensor of one element on z's device that holds the 64 bits.
+        seed: 0 to 2^64 - 1, or an int64 tensor on z's device that holds the 64 bits: of one element, or
+            [...], one a row.
         n_probes: how many, at least 1.
         offset: added to the weight (1.0 for Gemma).
         example_ids: [...] integers, one a row, taken modulo 2^32; default 0, 1, 2, …
         layer: the layer's number in the counter.
+        weight_index: [...] int64, for a weight [A, D], as in `rms_norm`.
 
     Returns:
         [n_probes, *z.shape] in z's type.
 
     Raises:
         ValueError: shapes, `n_probes` or the seed don't fit.
+        IndexError: an index is not from 0 to A - 1, as in `rms_norm`.
         TypeError: a tensor has another type, or the seed, `n_probes` or the layer is no integer.
     """
     name = "preconditioned_probes"
-    weight, eps, offset = norm_arguments(name, z, weight, eps, offset)
+    weight, eps, offset, index = norm_arguments(name, z, weight, eps, offset, weight_index)
     n_probes, layer = _checked_count(name, n_probes), _checked_layer(name, layer)
     ids = checked_ids(name, z.shape[:-1], example_ids, z.device)
-    key, number = _split(checked_seed(seed, z.device))
+    key, number = _split(checked_seed(seed, z.device, z.shape[:-1]))
     z = z.resolve_neg()  # PyTorch has no views of a negated dual number
     flat = z if z.dim() == 2 else z.reshape(ids.numel(), z.shape[-1])
-    kernels = kernels_for(z, weight, ids)
+    kernels = kernels_for(z, weight, ids) if index is None else indexed_kernels(name, weight, index, z, ids)
     options = kernels, eps, offset, number, n_probes, layer
     if kernels is None:
-        probes = _PreconditionedProbes.formula(options)(flat, weight, ids, key)
+        probes = _PreconditionedProbes.formula(options)(flat, weight, ids, key, index)
     elif not plain_call():
-        probes = _PreconditionedProbes.apply(flat, weight, ids, key, options)
+        probes = _PreconditionedProbes.apply(flat, weight, ids, key, index, options)
     else:
         make = _PreconditionedProbes.record if recorded(z, weight) else _PreconditionedProbes.forward
-        probes = make(flat, weight, ids, key, options)
+        probes = make(flat, weight, ids, key, index, options)
     return probes if z.dim() == 2 else probes.reshape(n_probes, *z.shape)

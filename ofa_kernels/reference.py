@@ -46,31 +46,82 @@ def _to_acc(t: Tensor | None, like: Tensor) -> Tensor | float:
     return 0.0 if t is None else t.to(like.dtype)
 
 
-def beside_rows(weight_dot: Tensor | None, x_hat: Tensor) -> Tensor | float:
-    """Tangents of a weight, [*K, N], as [*K, 1, ..., N], so that they broadcast along the rows of x_hat."""
+def beside_rows(weight_dot: Tensor | None, x_hat: Tensor, index: Tensor | None = None) -> Tensor | float:
+    """Tangents of a weight, [*K, N], as [*K, 1, ..., N], so that they broadcast along the rows of x_hat.
+
+    With an index: of weights, [*K, A, N], each row's as [*K, *x_hat.shape].
+    """
     if weight_dot is None:
         return 0.0
+    if index is not None:
+        return weight_of_rows(weight_dot, index, x_hat).to(x_hat.dtype)
     return weight_dot.to(x_hat.dtype)[(..., *(None,) * (x_hat.dim() - 1), slice(None))]
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, rounding: str = "hf") -> Tensor:
+def _inside(index: Tensor, n_weights: int) -> Tensor:
+    return (index >= 0) & (index < n_weights)
+
+
+def weight_of_rows(weight: Tensor, index: Tensor | None, x: Tensor) -> Tensor:
+    """The weight of each row of x, [*K, *x.shape], of weights [*K, A, N]; NaN where an index is out of range.
+
+    Without an index the weight itself, which all rows have.
+    """
+    if index is None:
+        return weight
+    rows, n_weights = index.reshape(-1), weight.shape[-2]
+    found = weight[..., rows.clamp(0, n_weights - 1), :]
+    found = torch.where(_inside(rows, n_weights)[:, None], found, float("nan"))
+    return found.reshape(weight.shape[:-2] + x.shape)
+
+
+def _weight_sums(t: Tensor, x: Tensor, weight: Tensor, index: Tensor | None) -> Tensor:
+    """[*K, *weight.shape]: the sum over x's rows of t [*K, *x.shape], for each weight over its own rows.
+
+    A row whose index is out of range is left out.
+    """
+    if index is None:
+        return sum_rows(t, x.dim() - 1).to(weight.dtype)
+    rows, (n_weights, n_cols) = index.reshape(-1), weight.shape
+    t = t.reshape(*t.shape[: t.dim() - x.dim()], -1, n_cols)
+    t = torch.where(_inside(rows, n_weights)[:, None], t, 0).movedim(-2, 0)  # [rows, *K, N]
+    # on a GPU too, this adds up in a fixed order, which index_add does not
+    sums = t.new_zeros(n_weights, *t.shape[1:]).index_put((rows.clamp(0, n_weights - 1),), t, accumulate=True)
+    return sums.movedim(0, -2).to(weight.dtype)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    offset: float = 0.0,
+    rounding: str = "hf",
+    index: Tensor | None = None,
+) -> Tensor:
     """y = w x̂ (Zhang & Sennrich 2019).
 
     `hf` rounds where transformers does: LlamaRMSNorm (offset 0) rounds x̂ to x's type before the product,
     GemmaRMSNorm (any other) once, at the end, as `fp32` always does.
     """
     x_hat, _ = normalise(x, eps)
+    weight = weight_of_rows(weight, index, x)
     if rounding == "hf" and offset == 0:
         return (weight * x_hat.to(x.dtype)).to(x.dtype)
     return ((weight.to(x_hat.dtype) + offset) * x_hat).to(x.dtype)
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0, rounding: str = "hf"
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    offset: float = 0.0,
+    rounding: str = "hf",
+    index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(norm of s, s) with s = x + residual in x's type."""
     s = x + residual
-    return rms_norm(s, weight, eps, offset, rounding), s
+    return rms_norm(s, weight, eps, offset, rounding, index), s
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -82,14 +133,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
 
 
 def rms_norm_backward(
-    x: Tensor, weight: Tensor, dy: Tensor, eps: float, offset: float = 0.0
+    x: Tensor, weight: Tensor, dy: Tensor, eps: float, offset: float = 0.0, index: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """dx = r (g - x̂ c) and dw = Σ_rows dy x̂."""
     x_hat, r = normalise(x, eps)
     dy = dy.to(x_hat.dtype)
-    g = (weight.to(x_hat.dtype) + offset) * dy
+    g = (weight_of_rows(weight, index, x).to(x_hat.dtype) + offset) * dy
     dx = r * (g - x_hat * mean(g * x_hat))
-    return dx.to(x.dtype), sum_rows(dy * x_hat).to(weight.dtype)
+    return dx.to(x.dtype), _weight_sums(dy * x_hat, x, weight, index)
 
 
 def rms_norm_jvp(
@@ -99,15 +150,17 @@ def rms_norm_jvp(
     weight_dot: Tensor | None,
     eps: float,
     offset: float = 0.0,
+    index: Tensor | None = None,
 ) -> Tensor:
     """ẏ = w x̂' + ẇ x̂ with x̂' = r (ẋ - x̂ mean(x̂ ẋ)), [*K, *x.shape].
 
-    K tangents share one primal: ẋ is [*K, *x.shape], ẇ [*K, N]; one of them may be absent.
+    K tangents share one primal: ẋ is [*K, *x.shape], ẇ [*K, *weight.shape]; one of them may be absent.
     """
     x_hat, r = normalise(x, eps)
-    v, u = _to_acc(x_dot, x_hat), beside_rows(weight_dot, x_hat)
+    v, u = _to_acc(x_dot, x_hat), beside_rows(weight_dot, x_hat, index)
     x_hat_dot = r * (v - x_hat * mean(x_hat * v))
-    return ((weight.to(x_hat.dtype) + offset) * x_hat_dot + u * x_hat).to(x.dtype)
+    w = weight_of_rows(weight, index, x).to(x_hat.dtype) + offset
+    return (w * x_hat_dot + u * x_hat).to(x.dtype)
 
 
 def rms_norm_jvp_backward(
@@ -118,18 +171,18 @@ def rms_norm_jvp_backward(
     weight_dot: Tensor | None,
     eps: float,
     offset: float = 0.0,
+    index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ⟨dy, `rms_norm_jvp`⟩ in x, w, ẋ, ẇ; dy is [*K, *x.shape], dx and dw are summed over K."""
-    dx, dw = rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, None, eps, offset)
+    dx, dw = rms_norm_backward_tangent(x, weight, dy, x_dot, weight_dot, None, eps, offset, index)
     dims = tuple(range(dy.dim() - x.dim()))
     if dims:
         dx, dw = (t.to(accumulation_dtype(x)).sum(dims).to(t.dtype) for t in (dx, dw))
     x_hat, r = normalise(x, eps)
     dy = dy.to(x_hat.dtype)
-    g = (weight.to(x_hat.dtype) + offset) * dy
+    g = (weight_of_rows(weight, index, x).to(x_hat.dtype) + offset) * dy
     dx_dot = r * (g - x_hat * mean(g * x_hat))
-    dw_dot = sum_rows(dy * x_hat, x.dim() - 1)
-    return dx, dw, dx_dot.to(x.dtype), dw_dot.to(weight.dtype)
+    return dx, dw, dx_dot.to(x.dtype), _weight_sums(dy * x_hat, x, weight, index)
 
 
 def rms_norm_backward_tangent(
@@ -141,16 +194,17 @@ def rms_norm_backward_tangent(
     dy_dot: Tensor | None,
     eps: float,
     offset: float = 0.0,
+    index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Tangent of `rms_norm_backward`; with dẏ = 0 also the backward of the JVP in (x, w).
 
-    K tangents share one primal: ẋ and dẏ are [*K, *x.shape], ẇ [*K, N], each may be absent; the results are
-    [*K, *x.shape] and [*K, N].
+    K tangents share one primal: ẋ and dẏ are [*K, *x.shape], ẇ [*K, *weight.shape], each may be absent; the
+    results are [*K, *x.shape] and [*K, *weight.shape].
     """
     x_hat, r = normalise(x, eps)
     dy, v, h = dy.to(x_hat.dtype), _to_acc(x_dot, x_hat), _to_acc(dy_dot, x_hat)
-    u = beside_rows(weight_dot, x_hat)
-    w = weight.to(x_hat.dtype) + offset
+    u = beside_rows(weight_dot, x_hat, index)
+    w = weight_of_rows(weight, index, x).to(x_hat.dtype) + offset
     m = mean(x_hat * v)
     x_hat_dot = r * (v - x_hat * m)
     r_dot = -(r**2) * m
@@ -159,8 +213,7 @@ def rms_norm_backward_tangent(
     g_dot = w * h + u * dy
     c_dot = mean(g_dot * x_hat + g * x_hat_dot)
     dx_dot = r_dot * (g - x_hat * c) + r * (g_dot - x_hat_dot * c - x_hat * c_dot)
-    dw_dot = sum_rows(h * x_hat + dy * x_hat_dot, x.dim() - 1)
-    return dx_dot.to(x.dtype), dw_dot.to(weight.dtype)
+    return dx_dot.to(x.dtype), _weight_sums(h * x_hat + dy * x_hat_dot, x, weight, index)
 
 
 def rms_norm_curvature_trace(
@@ -195,13 +248,19 @@ def preconditioner(z: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -
 
 
 def preconditioned_probes_backward(
-    z: Tensor, weight: Tensor, signs: Tensor, dp: Tensor, eps: float, offset: float = 0.0
+    z: Tensor,
+    weight: Tensor,
+    signs: Tensor,
+    dp: Tensor,
+    eps: float,
+    offset: float = 0.0,
+    index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients in z [rows, D] and weight [D] of ⟨dp, P ν⟩ with ν = signs, dp [n_probes, rows, D]."""
+    """Gradients in z [rows, D] and the weight of ⟨dp, P ν⟩ with ν = signs, dp [n_probes, rows, D]."""
     z_hat, r = normalise(z, eps)
     q = (signs.to(r.dtype) * dp.to(r.dtype)).sum(0)
-    w = weight.to(r.dtype) + offset
-    return (-(r**2) * z_hat * mean(w * q)).to(z.dtype), sum_rows(q * r).to(weight.dtype)
+    w = weight_of_rows(weight, index, z).to(r.dtype) + offset
+    return (-(r**2) * z_hat * mean(w * q)).to(z.dtype), _weight_sums(q * r, z, weight, index)
 
 
 def jacobian_trace(fn: Callable[[Tensor], Tensor], z: Tensor, diagonal: Tensor) -> Tensor:
@@ -240,8 +299,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Seed) -> tuple[
 def rademacher_signs(
     n_cols: int, example_ids: Tensor, n_probes: int, layers: Tensor, seed: Seed, dtype: torch.dtype
 ) -> Tensor:
-    """±1 as [layers, n_probes, examples, n_cols]; a set bit c mod 32 of word (c // 32) mod 4 means -1."""
+    """±1 as [layers, n_probes, examples, n_cols]; a set bit c mod 32 of word (c // 32) mod 4 means -1.
+
+    A seed that is a tensor holds one for all examples, or one for each.
+    """
     device = example_ids.device
+    if isinstance(seed, Tensor):
+        seed = seed.reshape(-1, 1)  # beside the blocks of columns
     blocks = torch.arange(-(-n_cols // SIGNS_PER_CALL), device=device)
     probes = torch.arange(n_probes, device=device)
     counter = torch.broadcast_tensors(

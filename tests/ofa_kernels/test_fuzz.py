@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.func import jvp
 
 from tests.ofa_kernels.test_uses import outcome, plain
-from tests.ofa_kernels.uses import EPS, OPERATORS, linear_gradient, value
+from tests.ofa_kernels.uses import EPS, INDEX, OPERATORS, linear_gradient, value
 
 pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
 
@@ -44,19 +44,27 @@ sizes = st.sampled_from([0, 1, 2, 3, 5, 8, 31, 32, 33, 64, 70])
 few = st.integers(0, 3)
 
 
+def family(name):
+    """An operator without what is said of its arguments: "rms_norm, a weight a row" is an "rms_norm"."""
+    return name.partition(",")[0]
+
+
 @st.composite
 def cases(draw, name):
     """(arguments, use): those of an operator with now and then one that does not fit."""
     n, rows = draw(sizes), tuple(draw(st.lists(few, max_size=2)))
     if name in ("step_ratio", "hutchinson_trace"):
         rows = (draw(few),)
+    weights = ()
+    if name != family(name):  # of which each row has its own weight
+        rows, weights = (len(INDEX),), (max(INDEX) + 1,)
     # a ratio needs three states, which two of three cases have
     leading = (draw(st.integers(*((1, 6) if name == "step_ratio" else (1, 4)))),)
     row, lead = (*rows, n), (*leading, *rows, n)
     shapes = {
         **dict.fromkeys(("x", "residual", "z"), row),
         **dict.fromkeys(("x_dot", "t", "states"), lead),
-        **dict.fromkeys(("weight", "bias", "preconditioner"), (n,)),
+        **dict.fromkeys(("weight", "bias", "preconditioner"), (*weights, n)),
     }
     dtype, seed = draw(st.sampled_from(TYPES)), draw(st.integers(0, 2**31))
     generator, arguments = torch.Generator().manual_seed(seed), []
@@ -88,6 +96,7 @@ def slope(name, args):
     if name == "step_ratio":
         steps = rows.diff(dim=0).norm(dim=-1)
         return max(1.0, (steps.max() / steps.min() ** 2).item()) if steps.numel() and steps.min() else 1.0
+    name = family(name)
     if name not in STEEP:
         return 1.0
     if name == "add_rms_norm" and args[1].shape == rows.shape:

@@ -180,7 +180,7 @@ WRONG_SEEDS = {
     "bool": (TypeError, "got True of type bool", lambda device: True),
     "negative": (ValueError, r"got -1; use seed % 2\*\*64", lambda device: -1),
     "float tensor": (TypeError, "must be int64, got torch.float32", lambda d: torch.zeros(1, device=d)),
-    "two": (ValueError, r"one number, got \(2,\)", lambda d: torch.arange(2, device=d)),
+    "three": (ValueError, r"one number.*, got \(3,\)", lambda d: torch.arange(3, device=d)),
     "elsewhere": (ValueError, "on meta and the tensors on", lambda d: torch.arange(1, device="meta")),
 }
 

@@ -181,9 +181,9 @@ def test_frozen_weight_costs_no_dw(monkeypatch, device, frozen):
     monkeypatch.setenv("OFA_BACKEND", "triton")
     asked, original = [], launch.rms_norm_backward
 
-    def spy(*args):
+    def spy(*args, **named):
         asked.append(args[-1])
-        return original(*args)
+        return original(*args, **named)
 
     monkeypatch.setattr(launch, "rms_norm_backward", spy)
     x, weight = base(device, 2, 5).requires_grad_(), base(device, 5).requires_grad_(not frozen)

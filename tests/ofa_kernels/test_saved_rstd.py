@@ -51,9 +51,9 @@ def passed(monkeypatch):
 def spied(own, place, found):
     """The function, which writes down what it is given at a place."""
 
-    def spy(*given):
+    def spy(*given, **named):
         found.append(given[place] if len(given) > place else None)
-        return own(*given)
+        return own(*given, **named)
 
     return spy
 

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore")]
 
 operators = pytest.mark.parametrize("name", OPERATORS)
 # AssertionError: PyTorch's own, where fake tensors meet others
-NAMED = (TypeError, ValueError, RuntimeError, NotImplementedError, AssertionError)
+NAMED = (TypeError, IndexError, ValueError, RuntimeError, NotImplementedError, AssertionError)
 
 
 def tensors(tree) -> list[Tensor]:

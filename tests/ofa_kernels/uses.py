@@ -19,6 +19,8 @@ from ofa_kernels import formulas, reference
 from tests.ofa_kernels.bounds import LAYER, SEED
 
 EPS, OFFSET, PROBES = 1e-3, 1.0, 2
+# which of three weights each row has, and a probe seed for each
+INDEX, SEEDS = (2, 0, 2), (5, 6, -7)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,18 @@ def _probes(z, weight):
     rows = z.reshape(z[..., 0].numel(), z.shape[-1])
     found = formulas.preconditioned_probes(rows, weight, EPS, OFFSET, SEED, PROBES, _ids(len(rows)), LAYER)
     return found.reshape(PROBES, *z.shape)
+
+
+def _of_rows(numbers, x):
+    """Made at every call: real tensors that a fake mode did not make are none of its business."""
+    return torch.tensor(numbers, device=getattr(x, "device", "cpu"))
+
+
+def _probes_by_rows(z, weight):
+    """Row by row, each with its own weight and seed."""
+    keys = [(seed % 2**64, PROBES, _of_rows((i,), z), LAYER) for i, seed in enumerate(SEEDS)]
+    own = zip(z.split(1), weight[list(INDEX)], keys, strict=True)
+    return torch.cat([formulas.preconditioned_probes(*row, EPS, OFFSET, *key) for *row, key in own], 1)
 
 
 def _dots(t):
@@ -89,6 +103,21 @@ OPERATORS = {
         lambda x, r, w: _joined(reference.add_rms_norm(x, r, w, EPS, OFFSET)),
         {"x": (3, 4), "residual": (3, 4), "weight": (4,)},
     ),
+    "rms_norm, a weight a row": Operator(
+        lambda x, w: ok.rms_norm(x, w, EPS, OFFSET, weight_index=_of_rows(INDEX, x)),
+        lambda x, w: reference.rms_norm(x, w[list(INDEX)], EPS, OFFSET),
+        {"x": (3, 4), "weight": (3, 4)},
+    ),
+    "add_rms_norm, a weight a row": Operator(
+        lambda x, r, w: _joined(ok.add_rms_norm(x, r, w, EPS, OFFSET, weight_index=_of_rows(INDEX, x))),
+        lambda x, r, w: _joined(reference.add_rms_norm(x, r, w[list(INDEX)], EPS, OFFSET)),
+        {"x": (3, 4), "residual": (3, 4), "weight": (3, 4)},
+    ),
+    "rms_norm_jvp, a weight a row": Operator(
+        lambda x, w, v: ok.rms_norm_jvp(x, w, v, EPS, OFFSET, weight_index=_of_rows(INDEX, x)),
+        lambda x, w, v: reference.rms_norm_jvp(x, w[list(INDEX)], v, None, EPS, OFFSET),
+        {"x": (3, 4), "weight": (3, 4), "x_dot": (2, 3, 4)},
+    ),
     "layer_norm": Operator(
         lambda x, w, b: ok.layer_norm(x, w, b, EPS),
         lambda x, w, b: reference.layer_norm(x, w, b, EPS),
@@ -103,6 +132,13 @@ OPERATORS = {
         lambda z, w: ok.preconditioned_probes(z, w, EPS, SEED, PROBES, OFFSET, layer=LAYER),
         _probes,
         {"z": (3, 4), "weight": (4,)},
+    ),
+    "preconditioned_probes, a weight and a seed a row": Operator(
+        lambda z, w: ok.preconditioned_probes(
+            z, w, EPS, _of_rows(SEEDS, z), PROBES, OFFSET, layer=LAYER, weight_index=_of_rows(INDEX, z)
+        ),
+        _probes_by_rows,
+        {"z": (3, 4), "weight": (3, 4)},
     ),
     "probe_dot": Operator(
         lambda t: ok.probe_dot(t, SEED, layer=LAYER),
