@@ -37,12 +37,12 @@ def _stacked(t: Tensor | None, n_rows: int, n_cols: int) -> tuple[Tensor | None,
     return t, t.data_ptr(), t.stride(0), t.stride(1)
 
 
-def _leading(x: Tensor, x_like: Tensor | None, weight_dot: Tensor | None) -> torch.Size:
+def _leading(x: Tensor, x_like: Tensor | None, weight: Tensor, weight_dot: Tensor | None) -> torch.Size:
     """The tangents' dimensions *K."""
     if x_like is not None:
         return x_like.shape[: x_like.dim() - x.dim()]
     assert weight_dot is not None  # a call has a tangent of one of the two
-    return weight_dot.shape[:-1]
+    return weight_dot.shape[: weight_dot.dim() - weight.dim()]
 
 
 def _pointer(t: Tensor | None) -> int:
@@ -73,6 +73,9 @@ class Calls:
     """Every operator as a function of tensors on the library's device.
 
     All tensors of a call are memory on one device, of types that there are kernels for; outputs are fresh.
+    With an index [rows], int64, a weight is [A, N] instead of [N], its tangents [*K, A, N] instead of [*K, N]
+    and so are their gradients: row r has weight index[r], and a weight without rows a gradient of zeros.
+    A seed may be a tensor [rows], int64: one for each row.
     """
 
     def threads(self) -> int:
@@ -83,7 +86,14 @@ class Calls:
         """The seed's 64 bits, and the address of where it is in the device's memory, else 0."""
         raise NotImplementedError
 
-    def run(self, operator: str, like: Tensor, members: tuple, seed_pointer: int = 0) -> None:
+    def run(
+        self,
+        operator: str,
+        like: Tensor,
+        members: tuple,
+        seed_pointer: int = 0,
+        index: Tensor | None = None,
+    ) -> None:
         """Call an operator on the device of a tensor.
 
         Args:
@@ -91,29 +101,61 @@ class Calls:
             like: A tensor of the call.
             members: The values of the struct's members.
             seed_pointer: As `bits` says.
+            index: Which weight each row has, as the members have it by its address; or None.
 
         Raises:
             MemoryError: there is no scratch memory.
+            IndexError: there is no weight of a number that the index has.
         """
         raise NotImplementedError
 
-    def _head(self, x: Tensor, weight: Tensor, n_cols: int) -> tuple[int, int, int, int, int]:
-        if weight.numel() != n_cols:  # hooks on saved tensors may have changed one of them
+    def _weights(self, n_rows: int, n_cols: int, weight: Tensor, index: Tensor | None) -> int:
+        """How many weights there are; hooks on saved tensors may have changed one of the two."""
+        if index is None:
+            if weight.numel() != n_cols:
+                raise ValueError(f"weight must be [N], got {tuple(weight.shape)} for rows of {n_cols}")
+            return 1
+        fit = weight.shape[1:] == (n_cols,) and index.numel() == n_rows and index.dtype == torch.int64
+        if not fit or not index.is_contiguous():
             raise ValueError(
-                f"weight must be [N] for rows of N, got {tuple(weight.shape)} for {tuple(x.shape)}"
+                f"weight and index must be [A, N] and contiguous int64 [rows], got {tuple(weight.shape)} and "
+                f"{tuple(index.shape)} in {index.dtype} for {n_rows} rows of {n_cols}"
             )
-        return DTYPES[x.dtype], DTYPES[weight.dtype], self.threads(), x.numel() // n_cols, n_cols
+        return weight.shape[0]
+
+    def _head(
+        self, x: Tensor, weight: Tensor, n_cols: int, index: Tensor | None
+    ) -> tuple[int, int, int, int, int, int]:
+        n_rows = x.numel() // n_cols
+        one = index is None and weight.numel() == n_cols  # without a call, which takes as long as two members
+        weights = 1 if one else self._weights(n_rows, n_cols, weight, index)
+        return DTYPES[x.dtype], DTYPES[weight.dtype], self.threads(), n_rows, n_cols, weights
+
+    def _seeds(self, seed: Seed, n_rows: int) -> tuple[int, int, Tensor | None]:
+        """The only seed's bits and address, as `bits` says, and the seeds [rows] where each row has one."""
+        if isinstance(seed, int) or seed.numel() == 1:
+            return *self.bits(seed), None
+        if seed.numel() != n_rows:
+            raise ValueError(f"seed must be one or one a row, got {tuple(seed.shape)} for {n_rows} rows")
+        return 0, 0, _contiguous(seed)
 
     def rms_norm_forward(
-        self, x: Tensor, weight: Tensor, eps: float, offset: float, rounding: str, rstd: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float,
+        rounding: str,
+        rstd: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
         """y of x's shape, contiguous; 1 / sqrt(mean(x²) + eps) is left in rstd [rows], where given."""
         n_cols = x.shape[-1]
         _held, at, stride = _rows(x, n_cols)
         weight, y = _contiguous(weight), _like(x)
-        head = *self._head(x, weight, n_cols), rounding == "hf" and offset == 0, eps, offset
-        pointers = at, stride, 0, 0, weight.data_ptr(), y.data_ptr(), 0, _pointer(rstd)
-        self.run("norm_forward", y, head + pointers)
+        head = *self._head(x, weight, n_cols, index), rounding == "hf" and offset == 0, eps, offset
+        inputs = at, stride, 0, 0, weight.data_ptr(), _pointer(index)
+        self.run("norm_forward", y, (*head, *inputs, y.data_ptr(), 0, _pointer(rstd)), index=index)
         return y
 
     def add_rms_norm_forward(
@@ -125,15 +167,17 @@ class Calls:
         offset: float,
         rounding: str,
         rstd: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(y, s) with s = x + residual, both of x's shape and contiguous, in one pass; rstd is of s."""
         n_cols = x.shape[-1]
         rows, added, weight = _rows(x, n_cols), _rows(residual, n_cols), _contiguous(weight)
         y, s = _like(x), _like(x)
         round_x_hat = rounding == "hf" and offset == 0
-        head = *self._head(x, weight, n_cols), round_x_hat, eps, offset
-        inputs = rows[1], rows[2], added[1], added[2], weight.data_ptr()
-        self.run("norm_forward", y, (*head, *inputs, y.data_ptr(), s.data_ptr(), _pointer(rstd)))
+        head = *self._head(x, weight, n_cols, index), round_x_hat, eps, offset
+        inputs = rows[1], rows[2], added[1], added[2], weight.data_ptr(), _pointer(index)
+        outputs = y.data_ptr(), s.data_ptr(), _pointer(rstd)
+        self.run("norm_forward", y, (*head, *inputs, *outputs), index=index)
         return y, s
 
     def rms_norm_backward(
@@ -147,6 +191,7 @@ class Calls:
         need_dx: bool,
         need_dw: bool,
         rstd: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """dx (plus ds, where given) of x's shape and dw [N], each where needed; dy is read only.
 
@@ -157,9 +202,10 @@ class Calls:
         added = (None, 0, 0) if ds is None else _rows(ds, n_cols)
         dx = _like(x) if need_dx else None
         dw = torch.empty_like(weight) if need_dw else None
-        head = *self._head(x, weight, n_cols), eps, offset
-        inputs = rows[1], rows[2], weight.data_ptr(), up[1], up[2], added[1], added[2]
-        self.run("norm_backward", x, (*head, *inputs, _pointer(dx), _pointer(dw), _pointer(rstd)))
+        head = *self._head(x, weight, n_cols, index), eps, offset
+        inputs = rows[1], rows[2], weight.data_ptr(), _pointer(index), up[1], up[2], added[1], added[2]
+        outputs = _pointer(dx), _pointer(dw), _pointer(rstd)
+        self.run("norm_backward", x, (*head, *inputs, *outputs), index=index)
         return dx, dw
 
     def rms_norm_jvp(
@@ -170,16 +216,18 @@ class Calls:
         weight_dot: Tensor | None,
         eps: float,
         offset: float,
+        index: Tensor | None = None,
     ) -> Tensor:
         """ẏ [*K, *x.shape] of K tangents that share one primal."""
-        leading, n_cols = _leading(x, x_dot, weight_dot), x.shape[-1]
+        leading, n_cols = _leading(x, x_dot, weight, weight_dot), x.shape[-1]
         rows, weight = _rows(x, n_cols), _contiguous(weight)
         weight_dot = _contiguous(weight_dot)
-        head = self._head(x, weight, n_cols)
-        direction = _stacked(x_dot, *head[3:])
+        head = self._head(x, weight, n_cols, index)
+        direction = _stacked(x_dot, *head[3:5])
         y_dot = x.new_empty(leading + x.shape) if x_dot is None else _like(x_dot)
-        inputs = rows[1], rows[2], weight.data_ptr(), *direction[1:], _pointer(weight_dot)
-        self.run("norm_jvp", x, (*head, leading.numel(), eps, offset, *inputs, y_dot.data_ptr()))
+        inputs = rows[1], rows[2], weight.data_ptr(), _pointer(index), *direction[1:], _pointer(weight_dot)
+        members = *head, leading.numel(), eps, offset, *inputs, y_dot.data_ptr()
+        self.run("norm_jvp", x, members, index=index)
         return y_dot
 
     def rms_norm_backward_tangent(
@@ -193,21 +241,22 @@ class Calls:
         eps: float,
         offset: float,
         need_dw: bool,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Tangents (dẋ [*K, *x.shape], dẇ [*K, N]) of `rms_norm_backward`, K of them sharing one primal."""
-        leading = _leading(x, dy_dot if x_dot is None else x_dot, weight_dot)
+        leading = _leading(x, dy_dot if x_dot is None else x_dot, weight, weight_dot)
         n_cols = x.shape[-1]
         rows, up, weight = _rows(x, n_cols), _rows(dy, n_cols), _contiguous(weight)
         weight_dot = _contiguous(weight_dot)
-        head = self._head(x, weight, n_cols)
-        direction, up_change = _stacked(x_dot, *head[3:]), _stacked(dy_dot, *head[3:])
+        head = self._head(x, weight, n_cols, index)
+        direction, up_change = _stacked(x_dot, *head[3:5]), _stacked(dy_dot, *head[3:5])
         like = dy_dot if x_dot is None else x_dot
         dx_dot = x.new_empty(leading + x.shape) if like is None else _like(like)
         dw_dot = weight.new_empty(leading + weight.shape) if need_dw else None
-        inputs = rows[1], rows[2], weight.data_ptr(), up[1], up[2]
+        inputs = rows[1], rows[2], weight.data_ptr(), _pointer(index), up[1], up[2]
         inputs += *direction[1:], _pointer(weight_dot), *up_change[1:]
-        outputs = dx_dot.data_ptr(), _pointer(dw_dot)
-        self.run("norm_backward_tangent", x, (*head, leading.numel(), eps, offset, *inputs, *outputs))
+        members = *head, leading.numel(), eps, offset, *inputs, dx_dot.data_ptr(), _pointer(dw_dot)
+        self.run("norm_backward_tangent", x, members, index=index)
         return dx_dot, dw_dot
 
     def rms_norm_jvp_backward(
@@ -221,19 +270,21 @@ class Calls:
         offset: float,
         need_dw: bool,
         need_dw_dot: bool,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Gradients (dx, dw, dẋ, dẇ) of ⟨dy, `rms_norm_jvp`⟩; dx and dw are summed over K."""
-        leading, n_cols = _leading(x, dy, None), x.shape[-1]
+        leading, n_cols = _leading(x, dy, weight, None), x.shape[-1]
         rows, weight = _rows(x, n_cols), _contiguous(weight)
         weight_dot = _contiguous(weight_dot)
-        head = self._head(x, weight, n_cols)
-        direction, up = _stacked(x_dot, *head[3:]), _stacked(dy, *head[3:])
+        head = self._head(x, weight, n_cols, index)
+        direction, up = _stacked(x_dot, *head[3:5]), _stacked(dy, *head[3:5])
         dx, dx_dot = _like(x), _like(dy)
         dw = torch.empty_like(weight) if need_dw else None
         dw_dot = weight.new_empty(leading + weight.shape) if need_dw_dot else None
-        inputs = rows[1], rows[2], weight.data_ptr(), *up[1:], *direction[1:], _pointer(weight_dot)
+        inputs = rows[1], rows[2], weight.data_ptr(), _pointer(index), *up[1:], *direction[1:]
         outputs = dx.data_ptr(), _pointer(dw), dx_dot.data_ptr(), _pointer(dw_dot)
-        self.run("norm_jvp_backward", x, (*head, leading.numel(), eps, offset, *inputs, *outputs))
+        members = *head, leading.numel(), eps, offset, *inputs, _pointer(weight_dot), *outputs
+        self.run("norm_jvp_backward", x, members, index=index)
         return dx, dw, dx_dot, dw_dot
 
     def rademacher(
@@ -266,16 +317,17 @@ class Calls:
         n_probes: int,
         example_ids: Tensor,
         layer: int,
+        index: Tensor | None = None,
     ) -> Tensor:
         """(weight + offset) r ν as [n_probes, rows, D], for z [rows, D]."""
         n_rows, n_cols = z.shape
         rows, weight, example_ids = _rows(z, n_cols), _contiguous(weight), _contiguous(example_ids)
         out = z.new_empty((n_probes, n_rows, n_cols))
-        number, seed_pointer = self.bits(seed)
+        number, seed_pointer, seeds = self._seeds(seed, n_rows)
         sizes = DTYPES[z.dtype], DTYPES[weight.dtype], self.threads(), n_probes, n_rows, n_cols
-        pointers = example_ids.data_ptr(), rows[1], rows[2], weight.data_ptr(), out.data_ptr()
-        members = *sizes, number, layer, eps, offset, *pointers
-        self.run("preconditioned_probes", z, members, seed_pointer)
+        head = *sizes, self._weights(n_rows, n_cols, weight, index), number, layer, eps, offset
+        inputs = _pointer(seeds), example_ids.data_ptr(), rows[1], rows[2], weight.data_ptr(), _pointer(index)
+        self.run("preconditioned_probes", z, (*head, *inputs, out.data_ptr()), seed_pointer, index)
         return out
 
     def preconditioned_probes_backward(
@@ -288,17 +340,19 @@ class Calls:
         seed: Seed,
         example_ids: Tensor,
         layer: int,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gradients (dz, dw) of ⟨dp, `preconditioned_probes`⟩, dp [n_probes, rows, D]."""
         n_probes, n_rows, n_cols = dp.shape
         rows, weight, example_ids = _rows(z, n_cols), _contiguous(weight), _contiguous(example_ids)
         up = _stacked(dp, n_rows, n_cols)
         dz, dw = _like(z), torch.empty_like(weight)
-        number, seed_pointer = self.bits(seed)
+        number, seed_pointer, seeds = self._seeds(seed, n_rows)
         sizes = DTYPES[z.dtype], DTYPES[weight.dtype], self.threads(), n_probes, n_rows, n_cols
-        inputs = example_ids.data_ptr(), rows[1], rows[2], weight.data_ptr(), *up[1:]
-        members = *sizes, number, layer, eps, offset, *inputs, dz.data_ptr(), dw.data_ptr()
-        self.run("preconditioned_probes_backward", z, members, seed_pointer)
+        head = *sizes, self._weights(n_rows, n_cols, weight, index), number, layer, eps, offset
+        inputs = _pointer(seeds), example_ids.data_ptr(), rows[1], rows[2], weight.data_ptr(), _pointer(index)
+        members = *head, *inputs, *up[1:], dz.data_ptr(), dw.data_ptr()
+        self.run("preconditioned_probes_backward", z, members, seed_pointer, index)
         return dz, dw
 
     def probe_dot(self, t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
@@ -307,10 +361,10 @@ class Calls:
         n_probes, n_rows, n_cols = t.shape
         stacked = _stacked(t, n_rows, n_cols)
         dots = t.new_empty((n_probes, n_rows), dtype=accumulation_dtype(t))
-        number, seed_pointer = self.bits(seed)
+        number, seed_pointer, seeds = self._seeds(seed, n_rows)
         sizes = DTYPES[t.dtype], self.threads(), n_probes, n_rows, n_cols
-        members = *sizes, number, layer, example_ids.data_ptr(), *stacked[1:], dots.data_ptr()
-        self.run("probe_dot", t, members, seed_pointer)
+        inputs = _pointer(seeds), example_ids.data_ptr(), *stacked[1:]
+        self.run("probe_dot", t, (*sizes, number, layer, *inputs, dots.data_ptr()), seed_pointer)
         return dots
 
     def probe_scale(
@@ -320,10 +374,10 @@ class Calls:
         n_probes, n_rows = scale.shape
         out = scale.new_empty((n_probes, n_rows, n_cols), dtype=dtype)
         scale, example_ids = _contiguous(scale.to(accumulation_dtype(out))), _contiguous(example_ids)
-        number, seed_pointer = self.bits(seed)
+        number, seed_pointer, seeds = self._seeds(seed, n_rows)
         sizes = DTYPES[dtype], self.threads(), n_probes, n_rows, n_cols
-        members = *sizes, number, layer, example_ids.data_ptr(), scale.data_ptr(), out.data_ptr()
-        self.run("probe_scale", out, members, seed_pointer)
+        pointers = _pointer(seeds), example_ids.data_ptr(), scale.data_ptr(), out.data_ptr()
+        self.run("probe_scale", out, (*sizes, number, layer, *pointers), seed_pointer)
         return out
 
     def step_lengths(self, states: Tensor) -> Tensor:

@@ -13,36 +13,36 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 # the members of each struct of csrc/include/ofa.h, all of 8 bytes, in their order
 STRUCTS = {
     "norm_forward": (
-        "dtype weight_dtype threads rows columns round_x_hat eps offset x x_stride residual "
-        "residual_stride weight y s rstd"
+        "dtype weight_dtype threads rows columns weights round_x_hat eps offset x x_stride residual "
+        "residual_stride weight weight_index y s rstd"
     ),
     "norm_backward": (
-        "dtype weight_dtype threads rows columns eps offset x x_stride weight dy dy_stride ds ds_stride dx "
-        "dw rstd"
+        "dtype weight_dtype threads rows columns weights eps offset x x_stride weight weight_index dy "
+        "dy_stride ds ds_stride dx dw rstd"
     ),
     "norm_jvp": (
-        "dtype weight_dtype threads rows columns tangents eps offset x x_stride weight x_dot x_dot_k "
-        "x_dot_stride weight_dot y_dot"
+        "dtype weight_dtype threads rows columns weights tangents eps offset x x_stride weight weight_index "
+        "x_dot x_dot_k x_dot_stride weight_dot y_dot"
     ),
     "norm_backward_tangent": (
-        "dtype weight_dtype threads rows columns tangents eps offset x x_stride weight dy dy_stride x_dot "
-        "x_dot_k x_dot_stride weight_dot dy_dot dy_dot_k dy_dot_stride dx_dot dw_dot"
+        "dtype weight_dtype threads rows columns weights tangents eps offset x x_stride weight weight_index "
+        "dy dy_stride x_dot x_dot_k x_dot_stride weight_dot dy_dot dy_dot_k dy_dot_stride dx_dot dw_dot"
     ),
     "norm_jvp_backward": (
-        "dtype weight_dtype threads rows columns tangents eps offset x x_stride weight dy dy_k dy_stride "
-        "x_dot x_dot_k x_dot_stride weight_dot dx dw dx_dot dw_dot"
+        "dtype weight_dtype threads rows columns weights tangents eps offset x x_stride weight weight_index "
+        "dy dy_k dy_stride x_dot x_dot_k x_dot_stride weight_dot dx dw dx_dot dw_dot"
     ),
     "rademacher": "dtype threads layers probes examples columns seed layer_ids example_ids signs",
     "preconditioned_probes": (
-        "dtype weight_dtype threads probes rows columns seed layer eps offset example_ids z z_stride "
-        "weight out"
+        "dtype weight_dtype threads probes rows columns weights seed layer eps offset seeds example_ids z "
+        "z_stride weight weight_index out"
     ),
     "preconditioned_probes_backward": (
-        "dtype weight_dtype threads probes rows columns seed layer eps offset example_ids z z_stride "
-        "weight dp dp_k dp_stride dz dw"
+        "dtype weight_dtype threads probes rows columns weights seed layer eps offset seeds example_ids z "
+        "z_stride weight weight_index dp dp_k dp_stride dz dw"
     ),
-    "probe_dot": "dtype threads probes rows columns seed layer example_ids t t_k t_stride dots",
-    "probe_scale": "dtype threads probes rows columns seed layer example_ids scale out",
+    "probe_dot": "dtype threads probes rows columns seed layer seeds example_ids t t_k t_stride dots",
+    "probe_scale": "dtype threads probes rows columns seed layer seeds example_ids scale out",
     "step_lengths": "dtype threads steps examples columns states states_t states_b lengths",
     "step_lengths_backward": (
         "dtype threads steps examples columns states states_t states_b lengths dlengths dstates"

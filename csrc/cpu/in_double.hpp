@@ -9,7 +9,7 @@
 
 #include <initializer_list>
 
-#include "rows.hpp"
+#include "segments.hpp"
 
 namespace ofa {
 namespace OFA_ISA {
@@ -56,10 +56,12 @@ inline void add_row(const double* row, int64_t n, Acc<T>* sums) {
         sums[place_of<T>(column)] += static_cast<Acc<T>>(row[column]);
 }
 
-// What the norm's operators have in common: the call for one row in double.
+// What the norm's operators have in common: the call for row i alone in double.
 template <class Call>
-inline void make_double(Call& c, RowsInDouble& rows) {
-    c.weight = rows.input(c.weight, c.weight_dtype, 0, c.offset);
+inline void make_double(Call& c, RowsInDouble& rows, int64_t i) {
+    c.weight = rows.input(c.weight, c.weight_dtype, weight_of(c, i), c.offset);
+    c.weight_index = nullptr;
+    c.weights = 1;
     c.dtype = c.weight_dtype = OFA_FLOAT64;
     c.threads = c.rows = 1;
     c.offset = 0;

@@ -74,6 +74,13 @@ struct Probe {
     uint32_t example, index, layer;
 };
 
+// Probe k of row i.
+template <class Call>
+inline Probe probe_of(const Call& c, int64_t k, int64_t i) {
+    return {c.seeds ? static_cast<uint64_t>(c.seeds[i]) : c.seed, static_cast<uint32_t>(c.example_ids[i]),
+            static_cast<uint32_t>(k), static_cast<uint32_t>(c.layer)};
+}
+
 // Call body(column, signs, span) for each pair of a row of n columns.
 template <class T, class Body>
 inline void sweep_signs(const Probe& p, int64_t n, Body body) {
@@ -123,26 +130,26 @@ static Acc<T> reciprocal_root(const T* row, int64_t n, double eps) {
 template <class T>
 static void probes(const ofa_preconditioned_probes& c) {
     using A = Acc<T>;
-    Scratch<A> weights;
     const int64_t n = c.columns, rows = c.rows;
-    const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
     const T* z = static_cast<const T*>(c.z);
     T* out = static_cast<T*>(c.out);
     const bool streamed = prepare(out, c.probes * rows * n * sizeof(T));
-    const int64_t shares = threads_for(c.threads, rows, c.probes * rows * n);
-    parallel(shares, [=, &c](int64_t share) {
-        const Part part = part_of(rows, share, shares);
-        for (int64_t i = part.begin; i < part.end; ++i) {
-            const A r = reciprocal_root(z + i * c.z_stride, n, c.eps);
-            for (int64_t k = 0; k < c.probes; ++k) {
-                const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i]), static_cast<uint32_t>(k),
-                                  static_cast<uint32_t>(c.layer)};
-                T* row = out + (k * rows + i) * n;
-                sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {
-                    put(row + j, flip(load(w + j) * r, mask), streamed, span);
-                });
+    const Rows all(c, c.probes * rows * n);
+    parallel(all.shares, [=, &c, &all](int64_t share) {
+        const OwnWeight<T> weight(c.weight, c.weight_dtype, 1, c.weights, n, c.offset);
+        all.each_segment(share, [=, &c, &weight](const Segment& segment) {
+            const A* w = weight.unpack(segment.weight);
+            for (int64_t place = segment.rows.begin; place < segment.rows.end; ++place) {
+                const int64_t i = segment.rows.row_at(place);
+                const A r = reciprocal_root(z + i * c.z_stride, n, c.eps);
+                for (int64_t k = 0; k < c.probes; ++k) {
+                    T* row = out + (k * rows + i) * n;
+                    sweep_signs<T>(probe_of(c, k, i), n, [=](int64_t j, auto mask, auto span) {
+                        put(row + j, flip(load(w + j) * r, mask), streamed, span);
+                    });
+                }
             }
-        }
+        });
     });
 }
 
@@ -155,8 +162,9 @@ template <class T>
     const int64_t n = c.columns;
     RowsInDouble rows(4 + c.probes, n);
     ofa_preconditioned_probes_backward row = c;
-    make_double(row, rows);
+    make_double(row, rows, i);
     row.example_ids = c.example_ids + i;
+    if (c.seeds) row.seeds = c.seeds + i;
     row.z = rows.input(static_cast<const T*>(c.z) + i * c.z_stride, c.dtype);
     double* dz = rows.output();
     double* dw = rows.output();
@@ -173,56 +181,52 @@ template <class T>
 template <class T>
 static void probes_backward(const ofa_preconditioned_probes_backward& c) {
     using A = Acc<T>;
-    Scratch<A> weights, sums_over_k;
+    Scratch<A> sums_over_k;
     const int64_t n = c.columns, width = padded<T>(n);
-    const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
     const T* z = static_cast<const T*>(c.z);
     const T* dp = static_cast<const T*>(c.dp);
     T* dz = static_cast<T*>(c.dz);
-    const int64_t shares = threads_for(c.threads, c.rows, c.probes * c.rows * n);
-    const Rows rows(c.rows, shares);
-    const RowSums<T> dw(rows, 1, n);
-    A* all_q = sums_over_k.zeros(shares * width);
-    parallel(shares, [=, &c, &dw](int64_t share) {
-        A* own_dw = dw.of(share);
+    const Rows rows(c, c.probes * c.rows * n);
+    const RowSums<T> dw(rows, 1, c.dw, c.weight_dtype, n);
+    A* all_q = sums_over_k.zeros(rows.shares * width);
+    parallel(rows.shares, [=, &c, &rows, &dw](int64_t share) {
         A* q = all_q + share * width;
-        const auto row = [=, &c](int64_t i) {
-            const T* in = z + i * c.z_stride;
-            const A r = reciprocal_root(in, n, c.eps);
-            std::fill(q, q + width, A(0));
-            for (int64_t k = 0; k < c.probes; ++k) {
-                const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i]), static_cast<uint32_t>(k),
-                                  static_cast<uint32_t>(c.layer)};
-                const T* up = dp + k * c.dp_k + i * c.dp_stride;
-                sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {
-                    store(q + j, load(q + j) + flip(get(up + j, span), mask));
+        const OwnWeight<T> weight(c.weight, c.weight_dtype, 1, c.weights, n, c.offset);
+        rows.each_segment(share, [=, &c, &rows, &dw, &weight](const Segment& segment) {
+            const A* w = weight.unpack(segment.weight);
+            A* own_dw = dw.begin(segment);
+            const auto row = [=, &c](int64_t i) {
+                const T* in = z + i * c.z_stride;
+                const A r = reciprocal_root(in, n, c.eps);
+                std::fill(q, q + width, A(0));
+                for (int64_t k = 0; k < c.probes; ++k) {
+                    const T* up = dp + k * c.dp_k + i * c.dp_stride;
+                    sweep_signs<T>(probe_of(c, k, i), n, [=](int64_t j, auto mask, auto span) {
+                        store(q + j, load(q + j) + flip(get(up + j, span), mask));
+                    });
+                }
+                Sum<A> wq;
+                constexpr int64_t panel = PANEL_PAIRS * COLUMNS<A>;
+                for (int64_t begin = 0; begin < n; begin += panel) {
+                    sweep<COLUMNS<A>>(begin, std::min(begin + panel, n), [&wq, own_dw, q, w, r](int64_t j, auto) {
+                        wq.add_product(load(w + j), load(q + j));
+                        store(own_dw + j, load(own_dw + j) + load(q + j) * r);
+                    });
+                    wq.flush();
+                }
+                const double mean = wq.value() / static_cast<double>(n);
+                const double factor = -static_cast<double>(r) * r * r * mean;
+                if (!fit<A>(r, {mean, factor})) return dz_in_double<T>(c, i);
+                T* out = dz + i * n;
+                sweep<COLUMNS<A>>(0, n, [=](int64_t j, auto span) {
+                    put(out + j, get(in + j, span) * static_cast<A>(factor), false, span);
                 });
-            }
-            Sum<A> wq;
-            constexpr int64_t panel = PANEL_PAIRS * COLUMNS<A>;
-            for (int64_t begin = 0; begin < n; begin += panel) {
-                sweep<COLUMNS<A>>(begin, std::min(begin + panel, n), [&wq, own_dw, q, w, r](int64_t j, auto) {
-                    wq.add_product(load(w + j), load(q + j));
-                    store(own_dw + j, load(own_dw + j) + load(q + j) * r);
-                });
-                wq.flush();
-            }
-            const double mean = wq.value() / static_cast<double>(n);
-            const double factor = -static_cast<double>(r) * r * r * mean;
-            if (!fit<A>(r, {mean, factor})) return dz_in_double<T>(c, i);
-            T* out = dz + i * n;
-            sweep<COLUMNS<A>>(0, n, [=](int64_t j, auto span) {
-                put(out + j, get(in + j, span) * static_cast<A>(factor), false, span);
-            });
-        };
-        rows.each_chain(
-            share,
-            [=](Part part) {
-                for (int64_t i = part.begin; i < part.end; ++i) row(i);
-            },
-            dw);
+            };
+            rows.each_row(segment, row, dw);
+            dw.end(segment);
+        });
     });
-    dw.pack(0, c.dw, c.weight_dtype);
+    dw.finish();
 }
 
 [[gnu::noinline, gnu::cold]] static double dot_in_double(const Probe& probe, const void* t, int64_t dtype, int64_t n) {
@@ -247,8 +251,7 @@ static void dot(const ofa_probe_dot& c) {
         const Part part = part_of(all, share, shares);
         for (int64_t at = part.begin; at < part.end; ++at) {
             const int64_t k = at / c.rows, i = at % c.rows;
-            const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[i]), static_cast<uint32_t>(k),
-                              static_cast<uint32_t>(c.layer)};
+            const Probe probe = probe_of(c, k, i);
             const T* row = t + k * c.t_k + i * c.t_stride;
             Sum<A> sum;
             sweep_signs<T>(probe, n, [&sum, row](int64_t j, auto mask, auto span) {
@@ -274,8 +277,7 @@ static void scale(const ofa_probe_scale& c) {
     parallel(shares, [=, &c](int64_t share) {
         const Part part = part_of(all, share, shares);
         for (int64_t at = part.begin; at < part.end; ++at) {
-            const Probe probe{c.seed, static_cast<uint32_t>(c.example_ids[at % c.rows]),
-                              static_cast<uint32_t>(at / c.rows), static_cast<uint32_t>(c.layer)};
+            const Probe probe = probe_of(c, at / c.rows, at % c.rows);
             const Pair<A> factor = splat(plain_nan(factors[at]));
             T* row = out + at * n;
             sweep_signs<T>(probe, n, [=](int64_t j, auto mask, auto span) {

@@ -27,9 +27,9 @@ static void make_double(Call& c, RowsInDouble& rows, int64_t i, int64_t k) {
     };
     c.x = row_of(c.x, i * c.x_stride);
     c.x_dot = row_of(c.x_dot, k * c.x_dot_k + i * c.x_dot_stride);
-    c.weight_dot = rows.input(c.weight_dot, c.weight_dtype, k);
+    c.weight_dot = rows.input(c.weight_dot, c.weight_dtype, k * c.weights + weight_of(c, i));
     c.tangents = 1;
-    make_double(c, rows);
+    make_double(c, rows, i);
 }
 
 template <class T, bool WEIGHT_DOT>
@@ -51,47 +51,50 @@ template <class T, bool WEIGHT_DOT>
 static void jvp(const ofa_norm_jvp& c) {
     using A = Acc<T>;
     const int64_t n = c.columns, rows = c.rows, x_dot_k = c.x_dot_k, width = padded<T>(n);
-    Scratch<A> weights, weight_dots;
     Scratch<T> no_rows;
-    const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
-    const A* w_dot = WEIGHT_DOT ? unpack<T>(c.weight_dot, c.weight_dtype, c.tangents, n, 0, weight_dots) : nullptr;
     const T* x = static_cast<const T*>(c.x);
     const T* x_dot = c.x_dot ? static_cast<const T*>(c.x_dot) : no_rows.zeros(n);
     T* y_dot = static_cast<T*>(c.y_dot);
     const bool streamed = prepare(y_dot, c.tangents * rows * n * sizeof(T));
 
-    const int64_t shares = threads_for(c.threads, rows, (c.tangents + 1) * rows * n);
-    parallel(shares, [=, &c](int64_t share) {
-        const Part part = part_of(rows, share, shares);
-        for (int64_t i = part.begin; i < part.end; ++i) {
-            const T* in = x + i * c.x_stride;
-            const T* dot = x_dot + i * c.x_dot_stride;
-            const double r = primal_of<T>(in, w, nullptr, n, c.eps).r;
-            row_groups<JvpSums<A>, COLUMNS<A>>(
-                Part{0, c.tangents}, n,
-                [=](int64_t k, JvpSums<A>& sums) {
-                    const T* direction = dot + k * x_dot_k;
-                    return [=, &sums](int64_t j, auto span) {
-                        sums.x_dot_x.add_product(get(direction + j, span), get(in + j, span));
-                    };
-                },
-                [=](const JvpSums<A>& sums, int64_t) {
-                    const double m = r * sums.x_dot_x.value() / static_cast<double>(n);
-                    return JvpScalars<A>{static_cast<A>(r), static_cast<A>(r * r * m), fit<A>(r, {m, r * r * m})};
-                },
-                [=](int64_t k, JvpScalars<A> f) {
-                    const T* direction = dot + k * x_dot_k;
-                    const A* change = w_dot + k * width;
-                    T* out = y_dot + (k * rows + i) * n;
-                    return [=](int64_t j, auto span) {
-                        const auto v = get(in + j, span);
-                        auto result = load(w + j) * (get(direction + j, span) * f.r - v * f.x_factor);
-                        if constexpr (WEIGHT_DOT) result = result + load(change + j) * (v * f.r);
-                        put(out + j, result, streamed, span);
-                    };
-                },
-                [=, &c](int64_t k) { jvp_in_double<T, WEIGHT_DOT>(c, i, k); });
-        }
+    const Rows all(c, (c.tangents + 1) * rows * n);
+    parallel(all.shares, [=, &c, &all](int64_t share) {
+        const OwnWeight<T> weight(c.weight, c.weight_dtype, 1, c.weights, n, c.offset);
+        const OwnWeight<T> weight_dot(c.weight_dot, c.weight_dtype, WEIGHT_DOT ? c.tangents : 0, c.weights, n, 0);
+        all.each_segment(share, [=, &c, &weight, &weight_dot](const Segment& segment) {
+            const A* w = weight.unpack(segment.weight);
+            const A* w_dot = weight_dot.unpack(segment.weight);
+            for (int64_t place = segment.rows.begin; place < segment.rows.end; ++place) {
+                const int64_t i = segment.rows.row_at(place);
+                const T* in = x + i * c.x_stride;
+                const T* dot = x_dot + i * c.x_dot_stride;
+                const double r = primal_of<T>(in, w, nullptr, n, c.eps).r;
+                row_groups<JvpSums<A>, COLUMNS<A>>(
+                    Part{0, c.tangents}, n,
+                    [=](int64_t k, JvpSums<A>& sums) {
+                        const T* direction = dot + k * x_dot_k;
+                        return [=, &sums](int64_t j, auto span) {
+                            sums.x_dot_x.add_product(get(direction + j, span), get(in + j, span));
+                        };
+                    },
+                    [=](const JvpSums<A>& sums, int64_t) {
+                        const double m = r * sums.x_dot_x.value() / static_cast<double>(n);
+                        return JvpScalars<A>{static_cast<A>(r), static_cast<A>(r * r * m), fit<A>(r, {m, r * r * m})};
+                    },
+                    [=](int64_t k, JvpScalars<A> f) {
+                        const T* direction = dot + k * x_dot_k;
+                        const A* change = w_dot + k * width;
+                        T* out = y_dot + (k * rows + i) * n;
+                        return [=](int64_t j, auto span) {
+                            const auto v = get(in + j, span);
+                            auto result = load(w + j) * (get(direction + j, span) * f.r - v * f.x_factor);
+                            if constexpr (WEIGHT_DOT) result = result + load(change + j) * (v * f.r);
+                            put(out + j, result, streamed, span);
+                        };
+                    },
+                    [=, &c](int64_t k) { jvp_in_double<T, WEIGHT_DOT>(c, i, k); });
+            }
+        });
     });
 }
 
@@ -151,11 +154,8 @@ static void backward_tangent(const ofa_norm_backward_tangent& c) {
     using A = Acc<T>;
     const int64_t n = c.columns, rows = c.rows, width = padded<T>(n), tangents = c.tangents;
     const int64_t x_dot_k = c.x_dot_k, dy_dot_k = c.dy_dot_k, weight_dot_k = c.weight_dot ? width : 0;
-    Scratch<A> weights, weight_dots;
+    const int64_t dotted = !G_DOT ? 0 : c.weight_dot ? tangents : 1;
     Scratch<T> no_rows;
-    const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
-    const A* w_dot =
-        G_DOT ? unpack<T>(c.weight_dot, c.weight_dtype, c.weight_dot ? tangents : 1, n, 0, weight_dots) : nullptr;
     const T* x = static_cast<const T*>(c.x);
     const T* dy = static_cast<const T*>(c.dy);
     const T* zeros = c.x_dot && (c.dy_dot || !G_DOT) ? nullptr : no_rows.zeros(n);
@@ -164,65 +164,68 @@ static void backward_tangent(const ofa_norm_backward_tangent& c) {
     T* dx_dot = static_cast<T*>(c.dx_dot);
     const bool streamed = prepare(dx_dot, tangents * rows * n * sizeof(T));
 
-    const int64_t shares = threads_for(c.threads, rows, (tangents + 1) * rows * n);
-    const Rows all(rows, shares);
-    const RowSums<T> dw_dot(all, NEED_DW ? tangents : 0, n);
-    parallel(shares, [=, &c, &dw_dot](int64_t share) {
-        A* own_dw = dw_dot.of(share);
-        const auto row = [=, &c](int64_t i) {
-            const T* in = x + i * c.x_stride;
-            const T* up = dy + i * c.dy_stride;
-            const T* dot = x_dot + i * c.x_dot_stride;
-            const T* up_dot = dy_dot + i * c.dy_dot_stride;
-            const Primal primal = primal_of<T>(in, w, up, n, c.eps);
-            row_groups<TangentSums<A>, COLUMNS<A>>(
-                Part{0, tangents}, n,
-                [=](int64_t k, TangentSums<A>& sums) {
-                    const T* direction = dot + k * x_dot_k;
-                    const T* up_change = up_dot + k * dy_dot_k;
-                    const A* change = w_dot + k * weight_dot_k;
-                    return [=, &sums](int64_t j, auto span) {
-                        const auto v = get(in + j, span);
-                        const auto d = get(up + j, span);
-                        const auto t = get(direction + j, span);
-                        sums.x_dot_x.add_product(t, v);
-                        sums.x_dot_g.add_product(t, load(w + j) * d);
-                        if constexpr (G_DOT)
-                            sums.g_dot_x.add_product(load(w + j) * get(up_change + j, span) + load(change + j) * d, v);
-                    };
-                },
-                [=](const TangentSums<A>& sums, int64_t) { return tangent_scalars(sums, primal, n); },
-                [=](int64_t k, TangentScalars<A> f) {
-                    const T* direction = dot + k * x_dot_k;
-                    const T* up_change = up_dot + k * dy_dot_k;
-                    const A* change = w_dot + k * weight_dot_k;
-                    T* out = dx_dot + (k * rows + i) * n;
-                    A* dw = own_dw + k * width;
-                    return [=](int64_t j, auto span) {
-                        const auto v = get(in + j, span);
-                        const auto d = get(up + j, span);
-                        const auto t = get(direction + j, span);
-                        auto result = load(w + j) * d * f.of_g + t * f.of_x_dot + v * f.of_x;
-                        auto dw_row = d * (t * f.r - v * f.x_hat_x);
-                        if constexpr (G_DOT) {
-                            const auto e = get(up_change + j, span);
-                            result = result + (load(w + j) * e + load(change + j) * d) * f.r;
-                            dw_row = dw_row + e * (v * f.r);
-                        }
-                        put(out + j, result, streamed, span);
-                        if constexpr (NEED_DW) store(dw + j, load(dw + j) + dw_row);
-                    };
-                },
-                [=, &c](int64_t k) { backward_tangent_in_double<T, G_DOT, NEED_DW>(c, i, k, own_dw + k * width); });
-        };
-        all.each_chain(
-            share,
-            [=](Part part) {
-                for (int64_t i = part.begin; i < part.end; ++i) row(i);
-            },
-            dw_dot);
+    const Rows all(c, (tangents + 1) * rows * n);
+    const RowSums<T> dw_dot(all, tangents, NEED_DW ? c.dw_dot : nullptr, c.weight_dtype, n);
+    parallel(all.shares, [=, &c, &all, &dw_dot](int64_t share) {
+        const OwnWeight<T> weight(c.weight, c.weight_dtype, 1, c.weights, n, c.offset);
+        const OwnWeight<T> weight_dot(c.weight_dot, c.weight_dtype, dotted, c.weights, n, 0);
+        all.each_segment(share, [=, &c, &all, &dw_dot, &weight, &weight_dot](const Segment& segment) {
+            const A* w = weight.unpack(segment.weight);
+            const A* w_dot = weight_dot.unpack(segment.weight);
+            A* own_dw = dw_dot.begin(segment);
+            const auto row = [=, &c](int64_t i) {
+                const T* in = x + i * c.x_stride;
+                const T* up = dy + i * c.dy_stride;
+                const T* dot = x_dot + i * c.x_dot_stride;
+                const T* up_dot = dy_dot + i * c.dy_dot_stride;
+                const Primal primal = primal_of<T>(in, w, up, n, c.eps);
+                row_groups<TangentSums<A>, COLUMNS<A>>(
+                    Part{0, tangents}, n,
+                    [=](int64_t k, TangentSums<A>& sums) {
+                        const T* direction = dot + k * x_dot_k;
+                        const T* up_change = up_dot + k * dy_dot_k;
+                        const A* change = w_dot + k * weight_dot_k;
+                        return [=, &sums](int64_t j, auto span) {
+                            const auto v = get(in + j, span);
+                            const auto d = get(up + j, span);
+                            const auto t = get(direction + j, span);
+                            sums.x_dot_x.add_product(t, v);
+                            sums.x_dot_g.add_product(t, load(w + j) * d);
+                            if constexpr (G_DOT) {
+                                const auto e = get(up_change + j, span);
+                                sums.g_dot_x.add_product(load(w + j) * e + load(change + j) * d, v);
+                            }
+                        };
+                    },
+                    [=](const TangentSums<A>& sums, int64_t) { return tangent_scalars(sums, primal, n); },
+                    [=](int64_t k, TangentScalars<A> f) {
+                        const T* direction = dot + k * x_dot_k;
+                        const T* up_change = up_dot + k * dy_dot_k;
+                        const A* change = w_dot + k * weight_dot_k;
+                        T* out = dx_dot + (k * rows + i) * n;
+                        A* dw = own_dw + k * width;
+                        return [=](int64_t j, auto span) {
+                            const auto v = get(in + j, span);
+                            const auto d = get(up + j, span);
+                            const auto t = get(direction + j, span);
+                            auto result = load(w + j) * d * f.of_g + t * f.of_x_dot + v * f.of_x;
+                            auto dw_row = d * (t * f.r - v * f.x_hat_x);
+                            if constexpr (G_DOT) {
+                                const auto e = get(up_change + j, span);
+                                result = result + (load(w + j) * e + load(change + j) * d) * f.r;
+                                dw_row = dw_row + e * (v * f.r);
+                            }
+                            put(out + j, result, streamed, span);
+                            if constexpr (NEED_DW) store(dw + j, load(dw + j) + dw_row);
+                        };
+                    },
+                    [=, &c](int64_t k) { backward_tangent_in_double<T, G_DOT, NEED_DW>(c, i, k, own_dw + k * width); });
+            };
+            all.each_row(segment, row, dw_dot);
+            dw_dot.end(segment);
+        });
     });
-    for (int64_t k = 0; NEED_DW && k < tangents; ++k) dw_dot.pack(k, c.dw_dot, c.weight_dtype);
+    dw_dot.finish();
 }
 
 // Padded rows that the gradients of one row and tangent are added to. dw and dw_dot may be unwanted.
@@ -262,10 +265,8 @@ static void jvp_backward(const ofa_norm_jvp_backward& c) {
     using A = Acc<T>;
     const int64_t n = c.columns, rows = c.rows, width = padded<T>(n), tangents = c.tangents;
     const int64_t x_dot_k = c.x_dot_k, dy_k = c.dy_k;
-    Scratch<A> weights, weight_dots, sums_over_k;
+    Scratch<A> sums_over_k;
     Scratch<T> no_rows;
-    const A* w = unpack<T>(c.weight, c.weight_dtype, 1, n, c.offset, weights);
-    const A* w_dot = WEIGHT_DOT ? unpack<T>(c.weight_dot, c.weight_dtype, tangents, n, 0, weight_dots) : nullptr;
     const T* x = static_cast<const T*>(c.x);
     const T* dy = static_cast<const T*>(c.dy);
     const T* x_dot = c.x_dot ? static_cast<const T*>(c.x_dot) : no_rows.zeros(n);
@@ -286,79 +287,81 @@ static void jvp_backward(const ofa_norm_jvp_backward& c) {
         A x_factor;
         bool fit;
     };
-    const int64_t shares = threads_for(c.threads, rows, (2 * tangents + 1) * rows * n);
-    const Rows all(rows, shares, tangents);
-    const RowSums<T> dw(all, c.dw ? 1 : 0, n), dw_dot(all, c.dw_dot ? tangents : 0, n);
-    A* dx_sums = sums_over_k.zeros(shares * width);
-    parallel(shares, [=, &c, &dw, &dw_dot](int64_t share) {
+    const Rows all(c, (2 * tangents + 1) * rows * n, tangents);
+    const RowSums<T> dw(all, 1, c.dw, c.weight_dtype, n), dw_dot(all, tangents, c.dw_dot, c.weight_dtype, n);
+    A* dx_sums = sums_over_k.zeros(all.shares * width);
+    parallel(all.shares, [=, &c, &all, &dw, &dw_dot](int64_t share) {
         A* dx_sum = dx_sums + share * width;
-        A* own_dw = c.dw ? dw.of(share) : nullptr;
-        A* own_dw_dot = c.dw_dot ? dw_dot.of(share) : nullptr;
-        const auto row = [=, &c](int64_t i) {
-            const T* in = x + i * c.x_stride;
-            const T* up = dy + i * c.dy_stride;
-            const T* dot = x_dot + i * c.x_dot_stride;
-            const double r = primal_of<T>(in, w, nullptr, n, c.eps).r;
-            std::fill(dx_sum, dx_sum + width, A(0));
-            row_groups<Sums, COLUMNS<A>>(
-                Part{0, tangents}, n,
-                [=](int64_t k, Sums& sums) {
-                    const T* direction = dot + k * x_dot_k;
-                    const T* up_k = up + k * dy_k;
-                    const A* change = w_dot + k * width;
-                    return [=, &sums](int64_t j, auto span) {
-                        const auto v = get(in + j, span);
-                        const auto d = get(up_k + j, span);
-                        const auto t = get(direction + j, span);
-                        const auto g = load(w + j) * d;
-                        sums.gx.add_product(g, v);
-                        sums.tangent.x_dot_x.add_product(t, v);
-                        sums.tangent.x_dot_g.add_product(t, g);
-                        if constexpr (WEIGHT_DOT) sums.tangent.g_dot_x.add_product(load(change + j) * d, v);
-                    };
-                },
-                [=](const Sums& sums, int64_t) {
-                    const double mean_gx = sums.gx.value() / static_cast<double>(n);
-                    const Primal primal{r, r * mean_gx};
-                    const TangentScalars<A> tangent = tangent_scalars(sums.tangent, primal, n);
-                    return Scalars{tangent, static_cast<A>(r * r * r * mean_gx), tangent.fit};
-                },
-                [=](int64_t k, Scalars f) {
-                    const T* direction = dot + k * x_dot_k;
-                    const T* up_k = up + k * dy_k;
-                    const A* change = w_dot + k * width;
-                    T* out = dx_dot + (k * rows + i) * n;
-                    A* dw_k = own_dw_dot + k * width;
-                    const TangentScalars<A> a = f.tangent;
-                    return [=](int64_t j, auto span) {
-                        const auto v = get(in + j, span);
-                        const auto d = get(up_k + j, span);
-                        const auto t = get(direction + j, span);
-                        const auto g = load(w + j) * d;
-                        auto result = g * a.of_g + t * a.of_x_dot + v * a.of_x;
-                        if constexpr (WEIGHT_DOT) result = result + load(change + j) * d * a.r;
-                        store(dx_sum + j, load(dx_sum + j) + result);
-                        put(out + j, g * a.r - v * f.x_factor, streamed, span);
-                        if (own_dw) store(own_dw + j, load(own_dw + j) + d * (t * a.r - v * a.x_hat_x));
-                        if (own_dw_dot) store(dw_k + j, load(dw_k + j) + d * (v * a.r));
-                    };
-                },
-                [=, &c](int64_t k) {
-                    A* dw_k = own_dw_dot ? own_dw_dot + k * width : nullptr;
-                    jvp_backward_in_double<T, WEIGHT_DOT>(c, i, k, {dx_sum, own_dw, dw_k});
-                });
-            T* out = dx + i * n;
-            sweep<COLUMNS<A>>(0, n, [=](int64_t j, auto span) { put(out + j, load(dx_sum + j), false, span); });
-        };
-        all.each_chain(
-            share,
-            [=](Part part) {
-                for (int64_t i = part.begin; i < part.end; ++i) row(i);
-            },
-            dw, dw_dot);
+        const OwnWeight<T> weight(c.weight, c.weight_dtype, 1, c.weights, n, c.offset);
+        const OwnWeight<T> weight_dot(c.weight_dot, c.weight_dtype, WEIGHT_DOT ? tangents : 0, c.weights, n, 0);
+        all.each_segment(share, [=, &c, &all, &dw, &dw_dot, &weight, &weight_dot](const Segment& segment) {
+            const A* w = weight.unpack(segment.weight);
+            const A* w_dot = weight_dot.unpack(segment.weight);
+            A* own_dw = c.dw ? dw.begin(segment) : nullptr;
+            A* own_dw_dot = c.dw_dot ? dw_dot.begin(segment) : nullptr;
+            const auto row = [=, &c](int64_t i) {
+                const T* in = x + i * c.x_stride;
+                const T* up = dy + i * c.dy_stride;
+                const T* dot = x_dot + i * c.x_dot_stride;
+                const double r = primal_of<T>(in, w, nullptr, n, c.eps).r;
+                std::fill(dx_sum, dx_sum + width, A(0));
+                row_groups<Sums, COLUMNS<A>>(
+                    Part{0, tangents}, n,
+                    [=](int64_t k, Sums& sums) {
+                        const T* direction = dot + k * x_dot_k;
+                        const T* up_k = up + k * dy_k;
+                        const A* change = w_dot + k * width;
+                        return [=, &sums](int64_t j, auto span) {
+                            const auto v = get(in + j, span);
+                            const auto d = get(up_k + j, span);
+                            const auto t = get(direction + j, span);
+                            const auto g = load(w + j) * d;
+                            sums.gx.add_product(g, v);
+                            sums.tangent.x_dot_x.add_product(t, v);
+                            sums.tangent.x_dot_g.add_product(t, g);
+                            if constexpr (WEIGHT_DOT) sums.tangent.g_dot_x.add_product(load(change + j) * d, v);
+                        };
+                    },
+                    [=](const Sums& sums, int64_t) {
+                        const double mean_gx = sums.gx.value() / static_cast<double>(n);
+                        const Primal primal{r, r * mean_gx};
+                        const TangentScalars<A> tangent = tangent_scalars(sums.tangent, primal, n);
+                        return Scalars{tangent, static_cast<A>(r * r * r * mean_gx), tangent.fit};
+                    },
+                    [=](int64_t k, Scalars f) {
+                        const T* direction = dot + k * x_dot_k;
+                        const T* up_k = up + k * dy_k;
+                        const A* change = w_dot + k * width;
+                        T* out = dx_dot + (k * rows + i) * n;
+                        A* dw_k = own_dw_dot + k * width;
+                        const TangentScalars<A> a = f.tangent;
+                        return [=](int64_t j, auto span) {
+                            const auto v = get(in + j, span);
+                            const auto d = get(up_k + j, span);
+                            const auto t = get(direction + j, span);
+                            const auto g = load(w + j) * d;
+                            auto result = g * a.of_g + t * a.of_x_dot + v * a.of_x;
+                            if constexpr (WEIGHT_DOT) result = result + load(change + j) * d * a.r;
+                            store(dx_sum + j, load(dx_sum + j) + result);
+                            put(out + j, g * a.r - v * f.x_factor, streamed, span);
+                            if (own_dw) store(own_dw + j, load(own_dw + j) + d * (t * a.r - v * a.x_hat_x));
+                            if (own_dw_dot) store(dw_k + j, load(dw_k + j) + d * (v * a.r));
+                        };
+                    },
+                    [=, &c](int64_t k) {
+                        A* dw_k = own_dw_dot ? own_dw_dot + k * width : nullptr;
+                        jvp_backward_in_double<T, WEIGHT_DOT>(c, i, k, {dx_sum, own_dw, dw_k});
+                    });
+                T* out = dx + i * n;
+                sweep<COLUMNS<A>>(0, n, [=](int64_t j, auto span) { put(out + j, load(dx_sum + j), false, span); });
+            };
+            all.each_row(segment, row, dw, dw_dot);
+            dw.end(segment);
+            dw_dot.end(segment);
+        });
     });
-    if (c.dw) dw.pack(0, c.dw, c.weight_dtype);
-    for (int64_t k = 0; c.dw_dot && k < tangents; ++k) dw_dot.pack(k, c.dw_dot, c.weight_dtype);
+    dw.finish();
+    dw_dot.finish();
 }
 
 int norm_jvp(const ofa_norm_jvp& c) {

@@ -48,8 +48,12 @@ inline void parallel(int64_t shares, Share&& share) {
     if (failed) throw std::bad_alloc();
 }
 
+// Places [begin, end) in an order of rows; without one each row stands at its own number.
 struct Part {
     int64_t begin, end;
+    const int64_t* order = nullptr;
+
+    int64_t row_at(int64_t place) const { return order ? order[place] : place; }
 };
 
 // The i-th of `shares` contiguous parts of [0, n).
@@ -99,6 +103,8 @@ inline void with_type(int64_t dtype, F&& f) {
     }
 }
 
+struct BadIndex {};
+
 // The same for an operator's entry point, with what it has to return.
 template <class F>
 inline int run(int64_t dtype, F&& f) {
@@ -106,6 +112,8 @@ inline int run(int64_t dtype, F&& f) {
         with_type(dtype, f);
     } catch (const std::bad_alloc&) {
         return OFA_NO_MEMORY;
+    } catch (const BadIndex&) {
+        return OFA_BAD_INDEX;
     }
     return OFA_OK;
 }
@@ -129,6 +137,12 @@ template <class A>
 inline A plain_nan(A value) {
     return value == value ? value : std::numeric_limits<A>::quiet_NaN();
 }
+template <class A>
+inline Vec<A> plain_nans(Vec<A> v) {
+    const auto number = v == v;
+    const auto nan = (decltype(number))(std::numeric_limits<A>::quiet_NaN() + Vec<A>{});
+    return (Vec<A>)(((decltype(number))v & number) | (nan & ~number));
+}
 
 // Row `i` of n columns in `dtype` as a padded row of the accumulation type, plus offset.
 template <class T>
@@ -137,34 +151,35 @@ inline void unpack_row(const void* data, int64_t dtype, int64_t i, int64_t n, do
     with_type(dtype, [=](auto* type) {
         using W = std::remove_pointer_t<decltype(type)>;
         const W* from = static_cast<const W*>(data) + i * n;
+        const A plus = static_cast<A>(offset);
         sweep<COLUMNS<Acc<W>>>(0, n, [=](int64_t j, auto span) {
+            if constexpr (std::is_same_v<A, Acc<W>> && std::is_same_v<decltype(span), Whole>) {
+                const Pair<A> v = reordered<T, W>(get(from + j, span));
+                store(to + j, Pair<A>{plain_nans<A>(v.a + plus), plain_nans<A>(v.b + plus)});
+                return;
+            }
             Acc<W> lanes[COLUMNS<Acc<W>>];
             store(static_cast<Acc<W>*>(lanes), get(from + j, span));
             for (int lane = 0; lane < COLUMNS<Acc<W>>; ++lane) {
                 const int64_t column = j + column_of<W>(lane);
-                if (column < n)
-                    to[place_of<T>(column)] = plain_nan(static_cast<A>(lanes[lane]) + static_cast<A>(offset));
+                if (column < n) to[place_of<T>(column)] = plain_nan(static_cast<A>(lanes[lane]) + plus);
             }
         });
     });
 }
 
-// `rows` weights of n columns in `dtype` as padded rows of the accumulation type, plus offset; zeros for null.
-template <class T>
-inline Acc<T>* unpack(const void* data, int64_t dtype, int64_t rows, int64_t n, double offset,
-                      Scratch<Acc<T>>& scratch) {
-    Acc<T>* out = scratch.zeros(rows * padded<T>(n));
-    for (int64_t i = 0; data && i < rows; ++i) unpack_row<T>(data, dtype, i, n, offset, out + i * padded<T>(n));
-    return out;
-}
-
 // Row `i` of n columns in `dtype` = row, whose columns are in T's order, rounded.
-template <class T>
-inline void pack_row(const double* row, int64_t n, void* out, int64_t dtype, int64_t i) {
+template <class T, class A>
+inline void pack_row(const A* row, int64_t n, void* out, int64_t dtype, int64_t i) {
     with_type(dtype, [=](auto* type) {
         using W = std::remove_pointer_t<decltype(type)>;
         W* to = static_cast<W*>(out) + i * n;
         sweep<COLUMNS<Acc<W>>>(0, n, [=](int64_t j, auto span) {
+            if constexpr (std::is_same_v<A, Acc<W>> && std::is_same_v<A, Acc<T>>) {
+                const Pair<A> v = reordered<W, T>(load(row + j));
+                put(to + j, Pair<A>{plain_nans<A>(v.a), plain_nans<A>(v.b)}, false, span);
+                return;
+            }
             Acc<W> lanes[COLUMNS<Acc<W>>] = {};
             for (int lane = 0; lane < COLUMNS<Acc<W>>; ++lane) {
                 const int64_t column = j + column_of<W>(lane);
@@ -174,66 +189,6 @@ inline void pack_row(const double* row, int64_t n, void* out, int64_t dtype, int
         });
     });
 }
-
-// The terms that a sum over rows adds up in the accumulation type before it goes on in double.
-constexpr int64_t CHAIN_TERMS = 128;
-
-// A call's rows: as many shares as threads, and each share cut into the rows of one chain.
-struct Rows {
-    int64_t count, shares, chain;
-
-    Rows(int64_t rows, int64_t threads, int64_t terms_a_row = 1)
-        : count(rows), shares(threads), chain(std::max<int64_t>(1, CHAIN_TERMS / std::max<int64_t>(1, terms_a_row))) {}
-
-    // Call body for the rows of each chain of a share, and flush its sums in between.
-    template <class Body, class... Sums>
-    void each_chain(int64_t share, Body body, Sums&... sums) const {
-        const Part part = part_of(count, share, shares);
-        for (int64_t begin = part.begin; begin < part.end; begin += chain) {
-            if (begin > part.begin) (sums.flush(share), ...);
-            body(Part{begin, std::min(begin + chain, part.end)});
-        }
-    }
-};
-
-// `sums` padded rows of sums over a call's rows for each share: chains in the accumulation type, added up in
-// double, so that they are as right for millions of rows as for one chain.
-template <class T>
-class RowSums {
-  public:
-    RowSums(Rows rows, int64_t sums, int64_t n)
-        : shares_(rows.shares), columns_(n), width_(padded<T>(n)), size_(sums * width_),
-          chains_(chain_memory_.zeros(shares_ * size_)),
-          totals_((rows.count + shares_ - 1) / shares_ > rows.chain ? total_memory_.zeros(shares_ * size_) : nullptr) {}
-
-    Acc<T>* of(int64_t share) const { return chains_ + share * size_; }
-
-    void flush(int64_t share) const {
-        for (int64_t j = share * size_; j < (share + 1) * size_; ++j) {
-            totals_[j] += chains_[j];
-            chains_[j] = 0;
-        }
-    }
-
-    // Row `i` of out, in `dtype`, is the sum of the shares' i-th, in their order.
-    void pack(int64_t i, void* out, int64_t dtype) const {
-        Scratch<double> memory;
-        double* row = memory.zeros(width_);
-        for (int64_t share = 0; share < shares_; ++share) {
-            const int64_t begin = share * size_ + i * width_;
-            for (int64_t j = 0; j < width_; ++j) row[j] += chains_[begin + j];
-            for (int64_t j = 0; totals_ && j < width_; ++j) row[j] += totals_[begin + j];
-        }
-        pack_row<T>(row, columns_, out, dtype, i);
-    }
-
-  private:
-    int64_t shares_, columns_, width_, size_;
-    Scratch<Acc<T>> chain_memory_;
-    Scratch<double> total_memory_;
-    Acc<T>* chains_;
-    double* totals_;
-};
 
 // r of a row that was read. bfloat16's squares are added up again in double where float32 did not hold them.
 template <class A, class T>
@@ -256,26 +211,28 @@ constexpr int GROUP_ROWS = 2;
 // write(i, scalars) return what is called per pair, so that a row's pointers are found once. A row whose
 // scalars do not fit (`in_double.hpp`) is left to again(i).
 template <class Sums, int COLUMNS_, class Gather, class Finish, class Write, class Again>
-inline void row_groups(Part part, int64_t n, Gather gather, Finish finish, Write write, Again again) {
+[[gnu::noinline]] void row_groups(Part part, int64_t n, Gather gather, Finish finish, Write write, Again again) {
     using Scalars = decltype(finish(std::declval<const Sums&>(), int64_t(0)));
     constexpr int64_t panel = PANEL_PAIRS * COLUMNS_;
     for (int64_t first = part.begin; first < part.end; first += GROUP_ROWS) {
         const int64_t rows = std::min<int64_t>(GROUP_ROWS, part.end - first);
+        int64_t at[GROUP_ROWS];
         Sums sums[GROUP_ROWS]{};
         Scalars scalars[GROUP_ROWS];
+        for (int64_t i = 0; i < rows; ++i) at[i] = part.row_at(first + i);
         for (int64_t j = 0; j < n; j += panel)
             for (int64_t i = 0; i < rows; ++i) {
                 Sums s = sums[i];
-                sweep<COLUMNS_>(j, std::min(j + panel, n), gather(first + i, s));
+                sweep<COLUMNS_>(j, std::min(j + panel, n), gather(at[i], s));
                 s.flush();
                 sums[i] = s;
             }
-        for (int64_t i = 0; i < rows; ++i) scalars[i] = finish(sums[i], first + i);
+        for (int64_t i = 0; i < rows; ++i) scalars[i] = finish(sums[i], at[i]);
         for (int64_t j = 0; j < n; j += panel)
             for (int64_t i = 0; i < rows; ++i)
-                if (scalars[i].fit) sweep<COLUMNS_>(j, std::min(j + panel, n), write(first + i, scalars[i]));
+                if (scalars[i].fit) sweep<COLUMNS_>(j, std::min(j + panel, n), write(at[i], scalars[i]));
         for (int64_t i = 0; i < rows; ++i)
-            if (!scalars[i].fit) again(first + i);
+            if (!scalars[i].fit) again(at[i]);
     }
 }
 

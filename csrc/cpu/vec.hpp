@@ -64,6 +64,34 @@ inline Pair<A> operator*(Pair<A> x, A factor) {
     return {x.a * factor, x.b * factor};
 }
 
+#if defined(__clang__)
+#define OFA_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define OFA_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Words{__VA_ARGS__})
+#endif
+
+// The lanes of a pair in bfloat16's order, and back.
+inline Pair<float> even_then_odd(Pair<float> v) {
+    return {OFA_SHUFFLE(v.a, v.b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+            OFA_SHUFFLE(v.a, v.b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)};
+}
+inline Pair<float> in_turns(Pair<float> v) {
+    return {OFA_SHUFFLE(v.a, v.b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+            OFA_SHUFFLE(v.a, v.b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)};
+}
+
+// A pair in W's order of columns in T's.
+template <class T, class W, class A>
+inline Pair<A> reordered(Pair<A> v) {
+    if constexpr (std::is_same_v<T, bfloat16> == std::is_same_v<W, bfloat16>) {
+        return v;
+    } else if constexpr (std::is_same_v<T, bfloat16>) {
+        return even_then_odd(v);
+    } else {
+        return in_turns(v);
+    }
+}
+
 // The column within a pair that stands at `lane` of it.
 template <class T>
 constexpr int column_of(int lane) {
@@ -117,7 +145,7 @@ inline void store(A* p, Pair<A> v) {
 
 // The bits of v rounded to bfloat16, to nearest even, with what is below them left over. In integers, since
 // vcvtneps2bf16 would flush subnormal numbers. A NaN stays one if its low 16 bits are zero: those of bfloat16
-// rows and those that arithmetic makes are such, and unpack() sees to it for weights.
+// rows and those that arithmetic makes are such, and unpack_row() sees to it for weights.
 inline Words round_to_bfloat16(Vec<float> v) {
     const Words bits = (Words)v;
 #if defined(__AVX512F__)

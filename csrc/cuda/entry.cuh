@@ -26,11 +26,29 @@ inline auto with_storage(int64_t dtype, F&& f) {
     }
 }
 
+// Whether a call has a weight or a seed for each row; a struct without such a member has none.
+template <class Call>
+inline auto has_index(const Call& call, int) -> decltype(call.weight_index != nullptr) {
+    return call.weight_index != nullptr;
+}
+template <class Call>
+inline bool has_index(const Call&, long) {
+    return false;
+}
+template <class Call>
+inline auto has_seeds(const Call& call, int) -> decltype(call.seeds != nullptr) {
+    return call.seeds != nullptr;
+}
+template <class Call>
+inline bool has_seeds(const Call&, long) {
+    return false;
+}
+
 template <template <class> class Operator, class Call>
 inline int run_call(const Call& call, const ofa_cuda_launch& where) {
     const Device* device = device_of(where.device);
     if (!device) return OFA_CUDA_ERROR;
-    if (where.weight_index) return OFA_UNSUPPORTED;
+    if (has_index(call, 0) || has_seeds(call, 0)) return OFA_UNSUPPORTED;
     const Current current(where.device);
     return with_storage(call.dtype, [&](auto* type) -> int {
         using Of = Operator<std::remove_pointer_t<decltype(type)>>;

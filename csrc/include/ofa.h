@@ -1,13 +1,20 @@
 /* The C interface of the CPU kernels: raw pointers, strides in elements, no torch.
  *
  * Every operator takes one struct whose members are all 8 bytes wide, so that a caller in any language can
- * pack it, and returns 0, or OFA_NO_MEMORY if scratch memory could not be had (outputs are then undefined).
+ * pack it, and returns OFA_OK, or one of the other codes below; outputs are then undefined.
  * Rows are `columns` long with unit stride; `x_stride` and the like lead from one row to the next, `_k` from
  * one tangent to the next. Outputs are contiguous and overlap no input. A null pointer means "absent"
  * (inputs, whose strides must then be 0) or "not wanted" (outputs). Weights, weight tangents and their
- * gradients are contiguous and have `weight_dtype`. Results depend on `threads` only through the order in
- * which dw is summed, never on timing. Inputs may be as large as their type allows, up to 1e37, and as small as
- * 1e-38 beside others near 1: a row whose products float32 does not hold is computed in double.
+ * gradients are contiguous and have `weight_dtype`.
+ *
+ * There are `weights` weights, one at least, and row r has number weight_index[r]; without a weight_index all rows
+ * have the first. The gradient of a weight that no row has is zero. Rows may come in any order of their weights;
+ * where the index does not decrease, none has to be made. Likewise seeds[r] is the seed of row r's probes; without
+ * seeds it is `seed`.
+ *
+ * Results depend on `threads` only through the order in which dw is summed, never on timing. Inputs may be as
+ * large as their type allows, up to 1e37, and as small as 1e-38 beside others near 1: a row whose products float32
+ * does not hold is computed in double.
  */
 #ifndef OFA_H
 #define OFA_H
@@ -19,17 +26,19 @@ extern "C" {
 #endif
 
 enum { OFA_FLOAT64 = 0, OFA_FLOAT32 = 1, OFA_BFLOAT16 = 2, OFA_FLOAT16 = 3 };
-enum { OFA_OK = 0, OFA_NO_MEMORY = 1 };
+/* No memory for scratch; an index outside 0 .. weights - 1, which was not followed. */
+enum { OFA_OK = 0, OFA_NO_MEMORY = 1, OFA_BAD_INDEX = 2 };
 
 /* y = (weight + offset) x_hat; with a residual, of s = x + residual, which is stored too. */
 typedef struct {
-    int64_t dtype, weight_dtype, threads, rows, columns, round_x_hat;
+    int64_t dtype, weight_dtype, threads, rows, columns, weights, round_x_hat;
     double eps, offset;
     const void* x;
     int64_t x_stride;
     const void* residual;
     int64_t residual_stride;
-    const void* weight;
+    const void* weight;          /* [weights, columns] */
+    const int64_t* weight_index; /* [rows] */
     void* y; /* [rows, columns] */
     void* s; /* [rows, columns], with a residual */
     void* rstd; /* [rows], float64 for float64 rows, else float32; may be unwanted */
@@ -38,67 +47,71 @@ typedef struct {
 /* dx = r (g - x_hat c) + ds, dw = sum over rows of dy x_hat. With an rstd, which ofa_norm_forward left for the same
  * rows, r is read instead of being computed from them. */
 typedef struct {
-    int64_t dtype, weight_dtype, threads, rows, columns;
+    int64_t dtype, weight_dtype, threads, rows, columns, weights;
     double eps, offset;
     const void* x;
     int64_t x_stride;
-    const void* weight;
+    const void* weight;          /* [weights, columns] */
+    const int64_t* weight_index; /* [rows] */
     const void* dy;
     int64_t dy_stride;
     const void* ds;
     int64_t ds_stride;
     void* dx; /* [rows, columns], may be unwanted */
-    void* dw; /* [columns], may be unwanted */
+    void* dw; /* [weights, columns], may be unwanted */
     const void* rstd; /* [rows] */
 } ofa_norm_backward;
 
 /* y_dot of `tangents` tangents that share x and weight; one of x_dot and weight_dot may be absent. */
 typedef struct {
-    int64_t dtype, weight_dtype, threads, rows, columns, tangents;
+    int64_t dtype, weight_dtype, threads, rows, columns, weights, tangents;
     double eps, offset;
     const void* x;
     int64_t x_stride;
-    const void* weight;
+    const void* weight;          /* [weights, columns] */
+    const int64_t* weight_index; /* [rows] */
     const void* x_dot;
     int64_t x_dot_k, x_dot_stride;
-    const void* weight_dot; /* [tangents, columns] */
+    const void* weight_dot; /* [tangents, weights, columns] */
     void* y_dot;            /* [tangents, rows, columns] */
 } ofa_norm_jvp;
 
 /* The tangent of ofa_norm_backward (without ds); x_dot, weight_dot and dy_dot may be absent. */
 typedef struct {
-    int64_t dtype, weight_dtype, threads, rows, columns, tangents;
+    int64_t dtype, weight_dtype, threads, rows, columns, weights, tangents;
     double eps, offset;
     const void* x;
     int64_t x_stride;
-    const void* weight;
+    const void* weight;          /* [weights, columns] */
+    const int64_t* weight_index; /* [rows] */
     const void* dy;
     int64_t dy_stride;
     const void* x_dot;
     int64_t x_dot_k, x_dot_stride;
-    const void* weight_dot; /* [tangents, columns] */
+    const void* weight_dot; /* [tangents, weights, columns] */
     const void* dy_dot;
     int64_t dy_dot_k, dy_dot_stride;
     void* dx_dot; /* [tangents, rows, columns] */
-    void* dw_dot; /* [tangents, columns], may be unwanted */
+    void* dw_dot; /* [tangents, weights, columns], may be unwanted */
 } ofa_norm_backward_tangent;
 
 /* Gradients of sum_k <dy_k, y_dot_k>; dx and dw are summed over the tangents. */
 typedef struct {
-    int64_t dtype, weight_dtype, threads, rows, columns, tangents;
+    int64_t dtype, weight_dtype, threads, rows, columns, weights, tangents;
     double eps, offset;
     const void* x;
     int64_t x_stride;
-    const void* weight;
+    const void* weight;          /* [weights, columns] */
+    const int64_t* weight_index; /* [rows] */
     const void* dy;
     int64_t dy_k, dy_stride;
     const void* x_dot;
     int64_t x_dot_k, x_dot_stride;
-    const void* weight_dot; /* [tangents, columns] */
+    const void* weight_dot; /* [tangents, weights, columns] */
     void* dx;               /* [rows, columns] */
-    void* dw;               /* [columns], may be unwanted */
+    void* dw;               /* [weights, columns], may be unwanted */
     void* dx_dot;           /* [tangents, rows, columns] */
-    void* dw_dot;           /* [tangents, columns], may be unwanted */
+    void* dw_dot;           /* [tangents, weights, columns], may be unwanted */
 } ofa_norm_jvp_backward;
 
 /* +-1 [layers, probes, examples, columns] from the seed; see ofa_kernels/probes.py for which bit is whose. */
@@ -112,31 +125,35 @@ typedef struct {
 
 /* out = (weight + offset) r(z) sign, [probes, rows, columns]. */
 typedef struct {
-    int64_t dtype, weight_dtype, threads, probes, rows, columns;
+    int64_t dtype, weight_dtype, threads, probes, rows, columns, weights;
     uint64_t seed;
     int64_t layer;
     double eps, offset;
-    const int64_t* example_ids;
+    const int64_t* seeds;       /* [rows] */
+    const int64_t* example_ids; /* [rows] */
     const void* z;
     int64_t z_stride;
-    const void* weight;
+    const void* weight;          /* [weights, columns] */
+    const int64_t* weight_index; /* [rows] */
     void* out;
 } ofa_preconditioned_probes;
 
 /* Gradients of <dp, ofa_preconditioned_probes> in z and weight. */
 typedef struct {
-    int64_t dtype, weight_dtype, threads, probes, rows, columns;
+    int64_t dtype, weight_dtype, threads, probes, rows, columns, weights;
     uint64_t seed;
     int64_t layer;
     double eps, offset;
-    const int64_t* example_ids;
+    const int64_t* seeds;       /* [rows] */
+    const int64_t* example_ids; /* [rows] */
     const void* z;
     int64_t z_stride;
-    const void* weight;
+    const void* weight;          /* [weights, columns] */
+    const int64_t* weight_index; /* [rows] */
     const void* dp;
     int64_t dp_k, dp_stride;
     void* dz; /* [rows, columns] */
-    void* dw; /* [columns] */
+    void* dw; /* [weights, columns] */
 } ofa_preconditioned_probes_backward;
 
 /* dots[k, row] = sum over columns of sign t, in float64 for a float64 t, else float32. */
@@ -144,7 +161,8 @@ typedef struct {
     int64_t dtype, threads, probes, rows, columns;
     uint64_t seed;
     int64_t layer;
-    const int64_t* example_ids;
+    const int64_t* seeds;       /* [rows] */
+    const int64_t* example_ids; /* [rows] */
     const void* t;
     int64_t t_k, t_stride;
     void* dots;
@@ -155,7 +173,8 @@ typedef struct {
     int64_t dtype, threads, probes, rows, columns;
     uint64_t seed;
     int64_t layer;
-    const int64_t* example_ids;
+    const int64_t* seeds;       /* [rows] */
+    const int64_t* example_ids; /* [rows] */
     const void* scale; /* [probes, rows] */
     void* out;
 } ofa_probe_scale;

@@ -14,9 +14,9 @@
 extern "C" {
 #endif
 
-/* Besides OFA_OK: the rows are longer than the kernel takes on this device, or a member is reserved; and CUDA refused,
- * for which ofa_cuda_last_error has the words. */
-enum { OFA_UNSUPPORTED = 2, OFA_CUDA_ERROR = 3 };
+/* Besides ofa.h's: the rows are longer than the kernel takes on this device, or the call has a weight_index or seeds,
+ * which these kernels don't take; and CUDA refused, for which ofa_cuda_last_error has the words. */
+enum { OFA_UNSUPPORTED = 3, OFA_CUDA_ERROR = 4 };
 
 /* Where and when an operator runs; all members are 8 bytes wide. */
 typedef struct {
@@ -24,7 +24,6 @@ typedef struct {
     void* stream;                /* a cudaStream_t of the device */
     void* workspace;             /* as many bytes as ofa_cuda_workspace_* asks for, which may be none; 16-byte aligned */
     const int64_t* seed_pointer; /* one int64 on the device, in place of the call's seed; may be absent */
-    const int64_t* weight_index; /* reserved for a weight per row: must be null */
 } ofa_cuda_launch;
 
 /* int ofa_cuda_run_norm_forward(const ofa_norm_forward*, const ofa_cuda_launch*), and the bytes of scratch memory that

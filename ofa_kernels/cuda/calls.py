@@ -1,11 +1,18 @@
-"""Every operator by the library of the CUDA kernels, whatever else could serve it."""
+"""Every operator by the library of the CUDA kernels, whatever else could serve it.
+
+It has no kernels for rows with weights of their own, which `TAKES_INDEX` would promise; with seeds of their
+own, PyTorch composes them.
+"""
 
 import struct
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ofa_kernels import formulas
 from ofa_kernels.calls import Calls
 from ofa_kernels.cuda.library import LAUNCH, Library, load
 from ofa_kernels.reference import Seed
@@ -13,8 +20,10 @@ from ofa_kernels.structs import struct_format
 
 __all__ = [
     "SAVES_RSTD",
+    "SEED_AT",
     "TooLongError",
     "add_rms_norm_forward",
+    "has_seeds",
     "preconditioned_probes",
     "preconditioned_probes_backward",
     "probe_dot",
@@ -30,7 +39,9 @@ __all__ = [
 ]
 
 SAVES_RSTD = True
-_OK, _NO_MEMORY, _UNSUPPORTED = 0, 1, 2
+# which argument is the seed, where each row may have its own
+SEED_AT = {"preconditioned_probes": 4, "preconditioned_probes_backward": 5, "probe_dot": 1, "probe_scale": 2}
+_OK, _NO_MEMORY, _UNSUPPORTED = 0, 1, 3
 _pack_launch = struct.Struct(struct_format(LAUNCH)).pack
 _stream_of = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
@@ -42,7 +53,7 @@ class TooLongError(RuntimeError):
 @cache
 def _plain_launch(device: int, stream: int) -> bytes:
     """The launch of a call that needs no scratch memory and whose seed, if it has one, is a number."""
-    return _pack_launch(device, stream, 0, 0, 0)
+    return _pack_launch(device, stream, 0, 0)
 
 
 def _too_long(operator: str, like: Tensor) -> TooLongError:
@@ -67,7 +78,14 @@ class _CUDA(Calls):
         """A tensor's value is read by the kernel, so that nothing waits and a CUDA graph can change it."""
         return (seed, 0) if isinstance(seed, int) else (0, seed.data_ptr())
 
-    def run(self, operator: str, like: Tensor, members: tuple, seed_pointer: int = 0) -> None:
+    def run(
+        self,
+        operator: str,
+        like: Tensor,
+        members: tuple,
+        seed_pointer: int = 0,
+        index: Tensor | None = None,
+    ) -> None:
         """Queue an operator; see `Calls.run`.
 
         Raises:
@@ -94,7 +112,7 @@ class _CUDA(Calls):
             raise _too_long(operator, like)
         else:
             workspace = like.new_empty(n_bytes, dtype=torch.uint8)
-            error = launch(call, _pack_launch(device, stream, workspace.data_ptr(), seed_pointer, 0))
+            error = launch(call, _pack_launch(device, stream, workspace.data_ptr(), seed_pointer))
         if error != _OK:
             raise _named(error, operator, like, library)
 
@@ -109,6 +127,22 @@ def _named(error: int, operator: str, like: Tensor, library: Library) -> Excepti
     return RuntimeError(f"ofa_kernels: CUDA refused {operator} on {like.device}: {said}")
 
 
+def has_seeds(name: str, given: tuple) -> bool:
+    """Whether in a call of this function each row has a seed of its own."""
+    at = SEED_AT.get(name)
+    return at is not None and isinstance(given[at], Tensor) and given[at].numel() > 1
+
+
+def _of_one_seed(name: str) -> Callable[..., Any]:
+    own, composed = getattr(_cuda, name), getattr(formulas, name)
+
+    @wraps(own)
+    def call(*given, **index):
+        return (composed if has_seeds(name, given) else own)(*given, **index)
+
+    return call
+
+
 _cuda = _CUDA()
 rms_norm_forward = _cuda.rms_norm_forward
 add_rms_norm_forward = _cuda.add_rms_norm_forward
@@ -117,9 +151,9 @@ rms_norm_jvp = _cuda.rms_norm_jvp
 rms_norm_backward_tangent = _cuda.rms_norm_backward_tangent
 rms_norm_jvp_backward = _cuda.rms_norm_jvp_backward
 rademacher = _cuda.rademacher
-preconditioned_probes = _cuda.preconditioned_probes
-preconditioned_probes_backward = _cuda.preconditioned_probes_backward
-probe_dot = _cuda.probe_dot
-probe_scale = _cuda.probe_scale
+preconditioned_probes = _of_one_seed("preconditioned_probes")
+preconditioned_probes_backward = _of_one_seed("preconditioned_probes_backward")
+probe_dot = _of_one_seed("probe_dot")
+probe_scale = _of_one_seed("probe_scale")
 step_lengths = _cuda.step_lengths
 step_lengths_backward = _cuda.step_lengths_backward

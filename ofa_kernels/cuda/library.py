@@ -24,7 +24,7 @@ EMULATED = "emulated"
 OLDEST = (8, 0)  # cp.async came with it
 
 # the struct that says where and when an operator runs
-LAUNCH = "device stream workspace seed_pointer weight_index"
+LAUNCH = "device stream workspace seed_pointer"
 # the members on which an operator's scratch memory depends: sizes and types by value, pointers by being there
 SIZES = {"dtype", "weight_dtype", "rows", "columns", "tangents", "layers", "probes", "examples", "steps"}
 OPTIONAL = {"residual", "rstd", "ds", "dx", "dw", "x_dot", "weight_dot", "dy_dot", "dw_dot"}

@@ -16,10 +16,12 @@ from ofa_kernels.native.library import (
     openmp_runtimes,
 )
 from ofa_kernels.reference import Seed
+from ofa_kernels.structs import STRUCTS
 
 __all__ = [
     "LIBRARY",
     "SAVES_RSTD",
+    "TAKES_INDEX",
     "add_rms_norm_forward",
     "description",
     "instruction_set",
@@ -42,6 +44,8 @@ __all__ = [
 # forward and backward were measured to take 0.97 to 1.07 times as long with a saved rstd as without (64 x 576
 # to 512 x 4096): the backward reads every row for another sum anyway
 SAVES_RSTD = False
+TAKES_INDEX = True
+_NO_MEMORY, _BAD_INDEX = 1, 2
 
 
 class _CPU(Calls):
@@ -57,11 +61,34 @@ class _CPU(Calls):
             return seed, 0
         return seed.item() & 0xFFFFFFFFFFFFFFFF, 0  # pyright: ignore[reportOperatorIssue] - of int64 it is an int
 
-    def run(self, operator: str, like: Tensor, members: tuple, seed_pointer: int = 0) -> None:
+    def run(
+        self,
+        operator: str,
+        like: Tensor,
+        members: tuple,
+        seed_pointer: int = 0,
+        index: Tensor | None = None,
+    ) -> None:
         """Call an operator; see `Calls.run`."""
         function, pack = load()[0][operator]
-        if function(pack(*members)):
+        error = function(pack(*members))
+        if error == _NO_MEMORY:
             raise MemoryError(f"ofa_kernels: no memory for the scratch space of {operator}")
+        if error == _BAD_INDEX:
+            assert index is not None
+            raise _no_such_weight(
+                index, dict(zip(STRUCTS[operator].split(), members, strict=True))["weights"]
+            )
+
+
+def _no_such_weight(index: Tensor, weights: int) -> IndexError:
+    """What is wrong with an index, and where first."""
+    bad = (index < 0) | (index >= weights)
+    row = int(bad.flatten().nonzero()[0])
+    return IndexError(
+        f"weight_index must be from 0 to {weights - 1}, the rows of weight, got {int(index.flatten()[row])} "
+        f"at row {row} of {index.numel()}"
+    )
 
 
 _cpu = _CPU()

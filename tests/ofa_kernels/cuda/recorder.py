@@ -15,7 +15,7 @@ class Recorder:
 
     def operator(self, name):
         def launch(call, where):
-            self.run.append((name, struct.unpack("@5q", where)))
+            self.run.append((name, struct.unpack("@4q", where)))
             return self.error
 
         def workspace(call, device):

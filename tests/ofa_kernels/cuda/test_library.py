@@ -50,7 +50,7 @@ def test_every_pointer_that_may_be_absent_and_every_size_is_known():
     sizes = set()
     for group in re.findall(r"\n    int64_t (dtype[\w, ]+);", OPERATORS):
         sizes |= set(group.split(", "))
-    assert sizes - {"threads", "round_x_hat"} == library.SIZES and members > library.OPTIONAL
+    assert sizes - {"threads", "round_x_hat", "weights"} == library.SIZES and members > library.OPTIONAL
 
 
 def test_scratch_memory_is_asked_for_once_a_size_a_type_and_what_is_absent(use):
@@ -68,7 +68,7 @@ def test_nothing_is_allocated_where_nothing_is_asked_for(use):
     recorder = use(Recorder())
     for _ in range(2):
         calls.rms_norm_forward(X, W, 1e-6, 0.0, "hf")
-    assert recorder.run == [("norm_forward", (0, 0, 0, 0, 0))] * 2
+    assert recorder.run == [("norm_forward", (0, 0, 0, 0))] * 2
 
 
 def test_a_seed_in_memory_is_handed_over_by_its_address(use):
@@ -83,11 +83,11 @@ def test_a_seed_in_memory_is_handed_over_by_its_address(use):
     [
         (1, MemoryError, "no memory for the scratch space of norm_forward"),
         (
-            2,
+            3,
             calls.TooLongError,
             r"norm_forward don't take rows as long as those of \(3, 70\) in torch.float",
         ),
-        (3, RuntimeError, "CUDA refused norm_forward on cpu: an illegal address"),
+        (4, RuntimeError, "CUDA refused norm_forward on cpu: an illegal address"),
     ],
 )
 def test_errors_have_names(use, error, kind, message):

@@ -97,6 +97,40 @@ def test_rows_too_long_for_the_library_go_to_triton(served, name):
     assert served(name, FEW, workspace=-1) == "triton"
 
 
+BY_ROW = [name for name in norm_arguments(2, 4)] + ["preconditioned_probes", "preconditioned_probes_backward"]
+
+
+@pytest.mark.parametrize("name", BY_ROW)
+def test_weights_by_row_go_to_triton(monkeypatch, name):
+    given, index, handed_over = arguments(FEW)[name], empty(FEW[0], dtype=torch.int64), []
+    monkeypatch.setattr(launch, name, lambda *given, index: handed_over.append((given, index)))
+    getattr(cuda, name)(*given, index=index)
+    ((got, of_rows),) = handed_over
+    assert got == given and of_rows is index
+    assert cuda.TAKES_INDEX and launch.TAKES_INDEX and not hasattr(calls, "TAKES_INDEX")
+
+
+@pytest.mark.parametrize("name", calls.SEED_AT)
+def test_seeds_by_row_go_to_triton_and_without_it_to_the_formulas(monkeypatch, name):
+    seeds, at = empty(FEW[0], dtype=torch.int64), calls.SEED_AT[name]
+    given = list(arguments(FEW)[name])
+    assert given[at] == 5
+    given[at] = seeds
+    handed_over = []
+    monkeypatch.setattr(launch, name, lambda *given: handed_over.append(given))
+    getattr(cuda, name)(*given)
+    assert handed_over[0][at] is seeds
+    recorder = Recorder(0)
+    monkeypatch.setattr(calls, "load", recorder.library)
+    composed = getattr(calls, name)(*given)
+    assert recorder.run == [] and all(
+        t.is_meta for t in (composed if type(composed) is tuple else [composed])
+    )
+    given[at] = seeds[:1]
+    getattr(calls, name)(*given)
+    assert len(recorder.run) == 1
+
+
 def test_every_function_of_triton_is_there():
     functions = {name for name in launch.__all__ if callable(getattr(launch, name))}
     assert functions == set(arguments((2, 4)))

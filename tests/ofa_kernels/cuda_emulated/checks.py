@@ -20,6 +20,7 @@ def problem_of(case):
         "weight_dtype": DTYPES[case.weight_dtype],
         "threads": 1,
         "columns": case.columns,
+        "weights": 1,
     }
     problem.unwanted = tuple(name for name in problem.outputs if name in case.absent)
     problem.outputs = {name: of for name, of in problem.outputs.items() if name not in case.absent}

@@ -9,7 +9,7 @@ import torch
 
 from ofa_kernels.structs import STRUCTS, packer
 
-OK, UNSUPPORTED, CUDA_ERROR = 0, 2, 3
+OK, UNSUPPORTED, CUDA_ERROR = 0, 3, 4
 GUARD_BYTES, UNTOUCHED = 256, 0xA5
 
 
@@ -88,14 +88,14 @@ class Library:
         function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_char_p, ctypes.c_int64]
         return function(call, 0)
 
-    def run(self, operator, call, workspace=None, seed=None, weight_index=None):
+    def run(self, operator, call, workspace=None, seed=None):
         """Its return code; a fault is an error.
 
-        `workspace`, `seed` and `weight_index` are the tensors of `ofa_cuda_launch`, or none.
+        `workspace` and `seed` are the tensors of `ofa_cuda_launch`, or none.
         """
         function = self.functions[f"ofa_cuda_run_{operator}"]
         function.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
-        code = function(call, struct.pack("@5q", 0, 0, *map(pointer, (workspace, seed, weight_index))))
+        code = function(call, struct.pack("@4q", 0, 0, *map(pointer, (workspace, seed))))
         if code == CUDA_ERROR:
             raise FaultError(self.functions.ofa_cuda_last_error().decode())
         return code

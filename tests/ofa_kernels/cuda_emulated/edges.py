@@ -19,8 +19,15 @@ def forward(library, x, weight, offset=0.0, round_x_hat=False):
     y = Memory(x.shape, x.dtype).tensor
     rstd = Memory(x.shape[:1], accumulation_dtype(x)).tensor
     sizes = {"dtype": DTYPES[x.dtype], "weight_dtype": DTYPES[weight.dtype], "threads": 1, "rows": x.shape[0]}
-    sizes |= {"columns": x.shape[1], "round_x_hat": int(round_x_hat), "eps": EPS, "offset": offset}
-    tensors = {"x": x, "residual": None, "weight": weight, "y": y, "s": None, "rstd": rstd}
+    sizes |= {
+        "columns": x.shape[1],
+        "weights": 1,
+        "round_x_hat": int(round_x_hat),
+        "eps": EPS,
+        "offset": offset,
+    }
+    tensors = {"x": x, "residual": None, "weight": weight, "weight_index": None}
+    tensors |= {"y": y, "s": None, "rstd": rstd}
     assert library.run("norm_forward", call_of("norm_forward", sizes, tensors)) == OK
     return y, rstd
 

@@ -3,23 +3,26 @@
 import pytest
 import torch
 
+from ofa_kernels.structs import STRUCTS
 from tests.ofa_kernels.bounds import TYPES, type_names
 from tests.ofa_kernels.cuda_emulated.cases import BF16, F16, F32, F64, WEIGHTED, Case
 from tests.ofa_kernels.cuda_emulated.checks import check, problem_of, run, same_bits
 from tests.ofa_kernels.cuda_emulated.driver import UNSUPPORTED, Device, Memory
 from tests.ofa_kernels.cuda_emulated.edges import ROWS, check_root, check_rounding
+from tests.ofa_kernels.cuda_emulated.problem import PER_ROW
 from tests.ofa_kernels.cuda_emulated.test_parity import operators
 
 LITTLE = [Device(512, shared=99), Device(512, cluster=8, shared=99), Device(64, shared=8), Device(512)]
 
 
-def refused(library, case, **launch):
-    """Whether a call that is not taken says so, and writes nothing."""
+def refused(library, case, **more):
+    """Whether a call that is not taken says so, and writes nothing; `more` are tensors of its struct."""
     problem, _ = problem_of(case)
+    problem.inputs |= more
     library.configure(case.device, 1)
     outputs = {name: Memory(*of) for name, of in problem.outputs.items()}
     call = problem.call(case.operator, {name: memory.tensor for name, memory in outputs.items()})
-    code = library.run(case.operator, call, **launch)
+    code = library.run(case.operator, call)
     assert all((memory.bytes[memory.begin : memory.end] == 0xFF).all() for memory in outputs.values())
     return code == UNSUPPORTED, library.workspace(case.operator, call)
 
@@ -30,10 +33,12 @@ def test_rows_that_are_too_long(library, operator):
     assert refused(library, case) == (True, -1)
 
 
-@operators
-def test_a_weight_per_row_is_reserved(library, operator):
-    index = torch.zeros(3, dtype=torch.int64)
-    assert refused(library, Case(operator), weight_index=index)[0]
+@pytest.mark.parametrize(
+    ("operator", "member"),
+    [(name, member) for name, members in STRUCTS.items() for member in PER_ROW if member in members.split()],
+)
+def test_a_weight_or_a_seed_per_row_is_refused(library, operator, member):
+    assert refused(library, Case(operator), **{member: torch.zeros(3, dtype=torch.int64)})[0]
 
 
 @pytest.mark.parametrize("device", LITTLE, ids=str)
