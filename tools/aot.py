@@ -36,13 +36,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from tools.aot_cases import CASES, COLUMNS, Case, launches
+from tools.aot_cases import CASES, cases_of, launches
 from tools.ptx import accesses, parse_ptxas
 
 ARCHITECTURES = (80, 90, 100)
 WIDE_BITS = 128
 # a program adds up 64 columns and stores each once, a value a thread
-NARROW = {("sum_partials", "out_ptr")}
+NARROW = {("sum_partials", "out_ptr"), ("sum_segments", "out_ptr")}
+# arguments of which a variant does not say that they are absent
+_UNSAID = ("sums", "seed", "index", "order", "ranks")
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,10 @@ def variant_of(build: Build) -> str:
     names = list(build.signature)
     constants = {names[path[0]]: value for path, value in build.constants.items()}
     absent = [name.removesuffix("_ptr") for name, value in constants.items() if value is None]
-    absent = [f"no {name}" for name in absent if name not in ("sums", "seed")]
-    absent += ["seed in memory"] if build.signature.get("seed_ptr", "").startswith("*") else []
+    absent = [f"no {name}" for name in absent if name not in _UNSAID]
+    seed = "a seed a row" if constants.get("SEED_PER_ROW") else "seed in memory"
+    absent += [seed] if build.signature.get("seed_ptr", "").startswith("*") else []
+    absent += [name for name in ("index", "order") if build.signature.get(f"{name}_ptr", "").startswith("*")]
     absent += ["float32 sums"] if constants.get("SUM_F64") is False else []
     stage = [str(constants["STAGE"])] if "STAGE" in constants else []
     size = f"{constants['BLOCK_N']} × {build.options['num_warps']}"
@@ -205,7 +209,7 @@ def measure(architectures: list[int], columns: list[int] | None, only: str) -> l
     """Compile what the launchers would launch, each build once, and read the numbers."""
     builds: dict[str, Build] = {}
     by_key: dict[str, tuple[Row, list[str]]] = {}
-    cases = [Case(dtype, n) for dtype in COLUMNS for n in columns] if columns else CASES
+    cases = cases_of(columns) if columns else CASES
     for case in cases:
         for kernel, args, options in launches(case):
             if only not in kernel.__name__:

@@ -19,6 +19,7 @@ COLUMNS = {
 }
 ROWS = 1000  # more than there are programs to share them
 PROBES = 8
+WEIGHTS = 64
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Case:
         pipeline: rows in flight of the kernel that can have several, which is then the only one; None for the
             plan's choice.
         float64_is_fast: what is said of the card.
+        indexed: whether rows have weights, and seeds, of their own; all have the one otherwise.
     """
 
     dtype: torch.dtype
@@ -39,6 +41,7 @@ class Case:
     skipped: int = 0
     pipeline: int | None = None
     float64_is_fast: bool = True
+    indexed: bool = False
 
     def __str__(self) -> str:
         return f"{self.columns} of {self.columns + self.skipped}" if self.skipped else str(self.columns)
@@ -55,6 +58,14 @@ CASES += [Case(BF16, n, pipeline=rows) for n, rows in ((4096, 1), (4096, 2), (81
 CASES += [Case(F32, 4096, pipeline=1)]
 CASES += [Case(BF16, n, float64_is_fast=False) for n in (4096, 65536, 4097)]
 CASES += [Case(F32, 4096, float64_is_fast=False)]
+INDEXED = ((BF16, (4096, 65536, 4097)), (F32, (576, 4096, 8192, 65536)), (F64, (576,)))
+CASES += [Case(dtype, n, indexed=True) for dtype, lengths in INDEXED for n in lengths]
+
+
+def cases_of(columns: list[int]) -> list[Case]:
+    """Rows of these lengths of every type, and with an index those of float32."""
+    cases = [Case(dtype, n) for dtype in COLUMNS for n in columns]
+    return cases + [Case(F32, n, indexed=True) for n in columns]
 
 
 def calls(case: Case) -> list[Callable[[], object]]:
@@ -105,6 +116,33 @@ def calls(case: Case) -> list[Callable[[], object]]:
     return launchers
 
 
+def indexed_calls(case: Case) -> list[Callable[[], object]]:
+    """Every launcher that takes a weight or a seed for each row."""
+    acc = F64 if case.dtype == F64 else F32
+    x, w, t = case.rows(ROWS), torch.empty(WEIGHTS, case.columns, device="meta"), case.rows(PROBES, ROWS)
+    v = w.new_empty(PROBES, *w.shape)
+    index, ids = (torch.empty(ROWS, dtype=torch.int64, device="meta") for _ in range(2))
+    seeds, lengths = torch.empty_like(index), x.new_empty(PROBES, ROWS, dtype=acc)
+    rstd, eps, offset, layer = x.new_empty(ROWS, dtype=acc), 1e-6, 0.0, 1
+    return [
+        lambda: launch.rms_norm_forward(x, w, eps, offset, "hf", None, index),
+        lambda: launch.add_rms_norm_forward(x, x, w, eps, offset, "fp32", rstd, index),
+        lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, True, None, index),
+        lambda: launch.rms_norm_backward(x, w, x, x, eps, offset, True, True, rstd, index),
+        lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, True, rstd, index),
+        lambda: launch.rms_norm_backward(x, w, x, None, eps, offset, True, False, rstd, index),
+        lambda: launch.rms_norm_jvp(x, w, t, v, eps, offset, index),
+        lambda: launch.rms_norm_backward_tangent(x, w, x, t, v, t, eps, offset, True, index),
+        lambda: launch.rms_norm_backward_tangent(x, w, x, t, None, t, eps, offset, False, index),
+        lambda: launch.rms_norm_jvp_backward(x, w, t, t, v, eps, offset, True, True, index),
+        lambda: launch.rms_norm_jvp_backward(x, w, t, t, None, eps, offset, True, False, index),
+        lambda: launch.preconditioned_probes(x, w, eps, offset, seeds, PROBES, ids, layer, index),
+        lambda: launch.preconditioned_probes_backward(x, w, t, eps, offset, seeds, ids, layer, index),
+        lambda: launch.probe_dot(t, seeds, ids, layer),
+        lambda: launch.probe_scale(lengths, case.columns, seeds, ids, layer, case.dtype),
+    ]
+
+
 def intercept(call: Callable[[], object]) -> list[tuple[JITFunction, tuple, dict]]:
     """The kernels that `call` launches, each with its arguments and options; nothing is launched."""
     launched = []
@@ -128,4 +166,5 @@ def launches(case: Case) -> list[tuple[JITFunction, tuple, dict]]:
         return case.float64_is_fast
 
     with mock.patch.multiple(plan, plan=choose, float64_is_fast=float64_is_fast):
-        return [launched for call in calls(case) for launched in intercept(call)]
+        some = indexed_calls(case) if case.indexed else calls(case)
+        return [launched for call in some for launched in intercept(call)]

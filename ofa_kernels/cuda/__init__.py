@@ -11,6 +11,7 @@ measurements:
   multiprocessors and reads it once, where Triton's kernels read it twice.
 - Elsewhere memory is the limit, and Triton's kernels are as near to it.
 - Rows that the library doesn't take on the device go to Triton, which cuts them into blocks.
+- So do rows that have weights or seeds of their own, for which the library has no kernels.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,7 @@ __all__ = [
     "FEW_ELEMENTS",
     "SAVES_RSTD",
     "SHARE",
+    "TAKES_INDEX",
     "TANGENTS",
     "TooLongError",
     "add_rms_norm_forward",
@@ -51,6 +53,7 @@ __all__ = [
     "step_lengths_backward",
 ]
 
+TAKES_INDEX = True
 # 4 MB of bfloat16, which an H100 reads and writes in about 3 µs: less than Triton's launch takes the host
 FEW_ELEMENTS = 2 << 20
 # columns from which Triton's programs no longer hold a row in registers as fast as memory delivers it
@@ -76,12 +79,16 @@ def _chosen(name: str, elements: Callable[..., int] | None = None) -> Callable[.
     own, always, clustered_from = getattr(calls, name), name in TANGENTS, CLUSTERED_FROM.get(name)
 
     @wraps(own)
-    def call(*given):
+    def call(*given, index: Tensor | None = None):
         x = given[0]
         if (
-            always
-            or (x.numel() if elements is None else elements(*given)) < FEW_ELEMENTS
-            or (clustered_from is not None and x.shape[-1] >= clustered_from and _has_clusters(x))
+            index is None
+            and not calls.has_seeds(name, given)
+            and (
+                always
+                or (x.numel() if elements is None else elements(*given)) < FEW_ELEMENTS
+                or (clustered_from is not None and x.shape[-1] >= clustered_from and _has_clusters(x))
+            )
         ):
             try:
                 return own(*given)
@@ -89,7 +96,8 @@ def _chosen(name: str, elements: Callable[..., int] | None = None) -> Callable[.
                 pass
         from ofa_kernels.triton import launch
 
-        return getattr(launch, name)(*given)
+        other = getattr(launch, name)
+        return other(*given) if index is None else other(*given, index=index)
 
     return call
 

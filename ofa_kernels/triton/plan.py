@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ofa_kernels.dtypes import accumulation_dtype
 from ofa_kernels.triton.cached import Builds
 from ofa_kernels.triton.rms_norm import sum_partials
 
@@ -254,8 +253,3 @@ def dense(x: Tensor) -> Tensor:
 def dense_like(x: Tensor) -> Tensor:
     """Unwritten, contiguous, of x's shape and type."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def partials_like(x: Tensor, programs: int, *sizes: int) -> Tensor:
-    """Unwritten [programs, *sizes] in the accumulation type."""
-    return x.new_empty((programs, *sizes), dtype=accumulation_dtype(x))

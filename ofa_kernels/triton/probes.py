@@ -7,7 +7,16 @@ Columns are held as [groups, 4, 32]: a group of 128 columns is one Philox call, 
 import triton
 import triton.language as tl
 
-from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares, sum_of_squares_and
+from ofa_kernels.triton.row import (
+    kernel,
+    multiple,
+    row_total,
+    rstd_of,
+    sum_of_squares,
+    sum_of_squares_and,
+    weight_of,
+)
+from ofa_kernels.triton.segments import row_at, walk_of
 
 
 @triton.jit
@@ -19,10 +28,10 @@ def columns_of(o_group):
 
 
 @triton.jit
-def key_of(seed_ptr, seed_low, seed_high):
+def key_of(seed_ptr, i_row, seed_low, seed_high, SEED_PER_ROW):
     """Both words of the key, from memory where the seed is there: a CUDA graph would replay the words."""
     if seed_ptr is not None:
-        seed = tl.load(seed_ptr)
+        seed = tl.load(seed_ptr + i_row if SEED_PER_ROW else seed_ptr)
         seed_low = seed.to(tl.int32)
         seed_high = (seed >> 32).to(tl.int32)
     return seed_low, seed_high
@@ -76,7 +85,7 @@ def rademacher(
 
     example_id = tl.load(ids_ptr + i_example)
     layer = tl.load(layers_ptr + i_layer)
-    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
+    seed_low, seed_high = key_of(seed_ptr, 0, seed_low, seed_high, False)
 
     b_sign = signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G)
 
@@ -86,11 +95,12 @@ def rademacher(
 @kernel
 def preconditioned_probes(
     z_ptr,  # [rows, n_cols], row stride stride_z
-    w_ptr,  # [n_cols]
+    w_ptr,  # [n_cols], or [n_weights, n_cols] where there is an index
+    index_ptr,  # [rows] int64, or None: which row of w scales a row
     ids_ptr,  # [rows] int64
     p_ptr,  # [n_probes, rows, n_cols], contiguous
     sums_ptr,  # [rows, n_blocks] float64, or None
-    seed_ptr,  # one int64, or None: then it is in the words
+    seed_ptr,  # one int64 or [rows] of them, or None: then it is in the words
     stride_z,
     seed_low,
     seed_high,
@@ -98,6 +108,7 @@ def preconditioned_probes(
     n_rows,
     n_probes,
     n_cols,
+    n_weights,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ACC: tl.constexpr,
@@ -105,6 +116,7 @@ def preconditioned_probes(
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     SUM_F64: tl.constexpr,
+    SEED_PER_ROW: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """One program owns one block of one row for all probes."""
@@ -121,11 +133,11 @@ def preconditioned_probes(
     p_z = z_ptr + multiple(i_row * stride_z, UNIT) + o_col
     b_z = tl.load(p_z, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
     example_id = tl.load(ids_ptr + i_row)
-    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
+    seed_low, seed_high = key_of(seed_ptr, i_row, seed_low, seed_high, SEED_PER_ROW)
 
     total = row_total(sum_of_squares(b_z, SUM_F64), sums_ptr, i_row, STAGE, BLOCK_S)
     if STAGE != "sums":
-        b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_G, 4, 32]
+        b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_G, 4, 32]
         b_p = b_w * rstd_of(total, n_cols, EPS, ACC)
         for k in range(0, n_probes):
             b_sign = signs_of(o_group, example_id, k, layer, seed_low, seed_high, BLOCK_G)
@@ -137,13 +149,16 @@ def preconditioned_probes(
 @kernel
 def preconditioned_probes_backward(
     z_ptr,  # [rows, n_cols], row stride stride_z
-    w_ptr,  # [n_cols]
+    w_ptr,  # [n_cols], or [n_weights, n_cols] where there is an index
+    index_ptr,  # [rows] int64, or None: which row of w scales a row
+    order_ptr,  # [rows] int32, or None: rows in the order of their index (segments.py)
+    ranks_ptr,  # [rows] int32, or None where order is: of the segments, in that order
     dp_ptr,  # [n_probes, rows, n_cols], strides stride_dp_k, stride_dp
     ids_ptr,  # [rows] int64
     dz_ptr,  # [rows, n_cols], contiguous
-    dw_ptr,  # [programs, n_cols] in ACC: one partial sum a program
+    dw_ptr,  # [programs or slots, n_cols] in ACC: partial sums
     sums_ptr,  # [rows, 2, n_blocks] float64, or None
-    seed_ptr,  # one int64, or None: then it is in the words
+    seed_ptr,  # one int64 or [rows] of them, or None: then it is in the words
     stride_z,
     stride_dp_k,
     stride_dp,
@@ -153,6 +168,7 @@ def preconditioned_probes_backward(
     n_rows,
     n_probes,
     n_cols,
+    n_weights,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ACC: tl.constexpr,
@@ -160,12 +176,12 @@ def preconditioned_probes_backward(
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     SUM_F64: tl.constexpr,
+    SEED_PER_ROW: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """One program owns one block of every num_programs-th row for all probes, and their share of dw."""
+    """One program owns one block of the rows of its walk for all probes, and their share of dw."""
     BLOCK_G: tl.constexpr = BLOCK_N // 128
-    i_program = tl.program_id(0)
-    n_programs = tl.num_programs(0)
+    first, end, step = walk_of(order_ptr, n_rows)
     i_block = tl.program_id(1)
     n_cols = multiple(n_cols, UNIT)
 
@@ -174,11 +190,20 @@ def preconditioned_probes_backward(
 
     m_col = o_col < n_cols
 
-    b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_G, 4, 32]
-    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
+    i_row, slot = row_at(order_ptr, ranks_ptr, first)
+    b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_G, 4, 32]
+    seed_low, seed_high = key_of(seed_ptr, i_row, seed_low, seed_high, SEED_PER_ROW)
     b_dw = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
-    for i in range(i_program, n_rows, n_programs):
-        i_row = tl.cast(i, tl.int64)
+    for i in range(first, end, step):
+        i_row, i_slot = row_at(order_ptr, ranks_ptr, i)
+        if SEED_PER_ROW:
+            seed_low, seed_high = key_of(seed_ptr, i_row, seed_low, seed_high, SEED_PER_ROW)
+        if order_ptr is not None and i_slot != slot:
+            if STAGE != "sums":
+                tl.store(dw_ptr + tl.cast(slot, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
+                b_dw = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
+            b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET
+            slot = i_slot
         p_z = z_ptr + multiple(i_row * stride_z, UNIT) + o_col
         b_z = tl.load(p_z, mask=m_col, other=0.0).to(ACC)  # [BLOCK_G, 4, 32]
         example_id = tl.load(ids_ptr + i_row)
@@ -198,7 +223,7 @@ def preconditioned_probes_backward(
 
             tl.store(dz_ptr + i_row * n_cols + o_col, b_dz, mask=m_col)
     if STAGE != "sums":
-        tl.store(dw_ptr + tl.cast(i_program, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
+        tl.store(dw_ptr + tl.cast(slot, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
 
 
 @kernel
@@ -206,7 +231,7 @@ def probe_dot(
     t_ptr,  # [n_probes, rows, n_cols], strides stride_t_k, stride_t
     ids_ptr,  # [rows] int64
     out_ptr,  # [n_probes, rows] in ACC
-    seed_ptr,  # one int64, or None: then it is in the words
+    seed_ptr,  # one int64 or [rows] of them, or None: then it is in the words
     stride_t_k,
     stride_t,
     seed_low,
@@ -216,6 +241,7 @@ def probe_dot(
     n_cols,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    SEED_PER_ROW: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """One program owns one (probe, row)."""
@@ -227,7 +253,7 @@ def probe_dot(
     i_row = i_out % n_rows
 
     example_id = tl.load(ids_ptr + i_row)
-    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
+    seed_low, seed_high = key_of(seed_ptr, i_row, seed_low, seed_high, SEED_PER_ROW)
 
     b = tl.zeros([BLOCK_G, 4, 32], dtype=ACC)
     for i in range(0, tl.cdiv(n_cols, BLOCK_N)):
@@ -245,7 +271,7 @@ def probe_scale(
     scale_ptr,  # [n_probes, rows], contiguous
     ids_ptr,  # [rows] int64
     out_ptr,  # [n_probes, rows, n_cols], contiguous
-    seed_ptr,  # one int64, or None: then it is in the words
+    seed_ptr,  # one int64 or [rows] of them, or None: then it is in the words
     seed_low,
     seed_high,
     layer,
@@ -253,6 +279,7 @@ def probe_scale(
     n_cols,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    SEED_PER_ROW: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """One program owns BLOCK_N columns of one (probe, row)."""
@@ -270,7 +297,7 @@ def probe_scale(
 
     scale = tl.load(scale_ptr + i_out).to(ACC)
     example_id = tl.load(ids_ptr + i_row)
-    seed_low, seed_high = key_of(seed_ptr, seed_low, seed_high)
+    seed_low, seed_high = key_of(seed_ptr, i_row, seed_low, seed_high, SEED_PER_ROW)
 
     b = scale * signs_of(o_group, example_id, i_probe, layer, seed_low, seed_high, BLOCK_G)
 

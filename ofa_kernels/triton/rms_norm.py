@@ -2,14 +2,25 @@
 
 import triton.language as tl
 
-from ofa_kernels.triton.row import kernel, multiple, row_total, rstd_of, sum_of_squares, sum_of_squares_and
+from ofa_kernels.triton.row import (
+    kernel,
+    multiple,
+    row_total,
+    rstd_of,
+    sum_of_rows,
+    sum_of_squares,
+    sum_of_squares_and,
+    weight_of,
+)
+from ofa_kernels.triton.segments import row_at, walk_of
 
 
 @kernel
 def rms_norm_forward(
     x_ptr,  # [rows, n_cols], row stride stride_x
     residual_ptr,  # like x with stride_residual, or None
-    w_ptr,  # [n_cols]
+    w_ptr,  # [n_cols], or [n_weights, n_cols] where there is an index
+    index_ptr,  # [rows] int64, or None: which row of w scales a row
     s_ptr,  # [rows, n_cols], contiguous: x + residual; None where residual is
     y_ptr,  # [rows, n_cols], contiguous
     rstd_ptr,  # [rows] in ACC, or None
@@ -17,6 +28,7 @@ def rms_norm_forward(
     stride_x,
     stride_residual,
     n_cols,
+    n_weights,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ROUND_X_HAT: tl.constexpr,
@@ -49,7 +61,7 @@ def rms_norm_forward(
 
     total = row_total(sum_of_squares(b_x, SUM_F64), sums_ptr, i_row, STAGE, BLOCK_S)
     if STAGE != "sums":
-        b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
+        b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_N]
         rstd = rstd_of(total, n_cols, EPS, ACC)
         b_x_hat = b_x * rstd
         if ROUND_X_HAT:
@@ -63,18 +75,22 @@ def rms_norm_forward(
 @kernel
 def rms_norm_backward(
     x_ptr,  # [rows, n_cols], row stride stride_x
-    w_ptr,  # [n_cols]
+    w_ptr,  # [n_cols], or [n_weights, n_cols] where there is an index
+    index_ptr,  # [rows] int64, or None: which row of w scales a row
+    order_ptr,  # [rows] int32, or None: rows in the order of their index (segments.py)
+    ranks_ptr,  # [rows] int32, or None where order is: of the segments, in that order
     dy_ptr,  # [rows, n_cols], row stride stride_dy
     ds_ptr,  # [rows, n_cols], row stride stride_ds, or None: added to dx
     rstd_ptr,  # [rows] in ACC, or None: then it is computed from x
     dx_ptr,  # [rows, n_cols], contiguous, or None
-    dw_ptr,  # [programs, n_cols] in ACC: one partial sum a program, or None
+    dw_ptr,  # [programs or slots, n_cols] in ACC: partial sums, or None
     sums_ptr,  # [rows, 1 where rstd is given, else 2, n_blocks] float64, or None
     stride_x,
     stride_dy,
     stride_ds,
     n_rows,
     n_cols,
+    n_weights,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ACC: tl.constexpr,
@@ -85,9 +101,8 @@ def rms_norm_backward(
     PIPELINE: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """One program owns one block of every num_programs-th row, and their share of dw."""
-    i_program = tl.program_id(0)
-    n_programs = tl.num_programs(0)
+    """One program owns one block of the rows of its walk (segments.py), and their share of dw."""
+    first, end, step = walk_of(order_ptr, n_rows)
     i_block = tl.program_id(1)
     n_cols = multiple(n_cols, UNIT)
 
@@ -95,11 +110,18 @@ def rms_norm_backward(
 
     m_col = o_col < n_cols
 
-    b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
+    i_row, slot = row_at(order_ptr, ranks_ptr, first)
+    b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_N]
     b_dw = tl.zeros([BLOCK_N], dtype=ACC)
     # Python can't iterate over it, Triton's compiler does
-    for i in tl.range(i_program, n_rows, n_programs, num_stages=PIPELINE):  # pyright: ignore[reportGeneralTypeIssues]
-        i_row = tl.cast(i, tl.int64)
+    for i in tl.range(first, end, step, num_stages=PIPELINE):  # pyright: ignore[reportGeneralTypeIssues]
+        i_row, i_slot = row_at(order_ptr, ranks_ptr, i)
+        if order_ptr is not None and i_slot != slot:
+            if STAGE != "sums":
+                tl.store(dw_ptr + tl.cast(slot, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
+                b_dw = tl.zeros([BLOCK_N], dtype=ACC)
+            b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_N]
+            slot = i_slot
         p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
         b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
         p_dy = dy_ptr + multiple(i_row * stride_dy, UNIT) + o_col
@@ -126,7 +148,7 @@ def rms_norm_backward(
 
                 tl.store(dx_ptr + i_row * n_cols + o_col, b_dx, mask=m_col)
     if STAGE != "sums" and dw_ptr is not None:
-        tl.store(dw_ptr + tl.cast(i_program, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
+        tl.store(dw_ptr + tl.cast(slot, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
 
 
 @kernel
@@ -144,17 +166,10 @@ def sum_partials(
     n_cols = multiple(n_cols, UNIT)
 
     o_col = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_partial = tl.arange(0, BLOCK_P).to(tl.int64)
 
     m_col = o_col < n_cols
 
-    b = tl.zeros([BLOCK_P, BLOCK_N], dtype=partials_ptr.dtype.element_ty)
-    for i in range(0, tl.cdiv(n_partials, BLOCK_P)):
-        o_row = i * BLOCK_P + o_partial
-        p = partials_ptr + o_row[:, None] * n_cols + o_col[None, :]
-        b += tl.load(p, mask=(o_row < n_partials)[:, None] & m_col[None, :], other=0.0)  # [BLOCK_P, BLOCK_N]
-
-    b_out = tl.sum(b, 0)
+    b_out = sum_of_rows(partials_ptr + o_col[None, :], n_partials, n_cols, m_col, BLOCK_P, BLOCK_N)
     if out_ptr.dtype.element_ty == tl.bfloat16:
         b_out = b_out.to(tl.float32)  # from float64 the interpreter knows no cast to bfloat16
     tl.store(out_ptr + o_col, b_out, mask=m_col)

@@ -15,15 +15,18 @@ from ofa_kernels.triton.row import (
     sum_of_squares_and,
     three_sums,
     two_sums,
+    weight_of,
 )
+from ofa_kernels.triton.segments import row_at, walk_of
 
 
 @kernel
 def rms_norm_jvp(
     x_ptr,  # [rows, n_cols], row stride stride_x
-    w_ptr,  # [n_cols]
+    w_ptr,  # [n_cols], or [n_weights, n_cols] where there is an index
+    index_ptr,  # [rows] int64, or None: which row of w scales a row
     x_dot_ptr,  # [n_tangents, rows, n_cols], strides stride_x_dot_k, stride_x_dot, or None
-    w_dot_ptr,  # [n_tangents, n_cols], row stride stride_w_dot, or None
+    w_dot_ptr,  # [n_tangents, like w], stride stride_w_dot, or None
     y_dot_ptr,  # [n_tangents, rows, n_cols], contiguous
     sums_ptr,  # [rows, 1 + n_tangents, n_blocks] float64, or None
     stride_x,
@@ -33,6 +36,7 @@ def rms_norm_jvp(
     n_rows,
     n_tangents,
     n_cols,
+    n_weights,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ACC: tl.constexpr,
@@ -53,7 +57,7 @@ def rms_norm_jvp(
 
     p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
     b_x = tl.load(p_x, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
-    b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
+    b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_N]
 
     i_sum = i_row * (1 + n_tangents)
     total_xx = row_total(sum_of_squares(b_x, SUM_F64), sums_ptr, i_sum, STAGE, BLOCK_S)
@@ -69,8 +73,8 @@ def rms_norm_jvp(
             b_y_dot = b_w * (rstd * (b_x_dot - b_x_hat * (rstd * total / n_cols)))
         if STAGE != "sums":
             if w_dot_ptr is not None:
-                p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT) + o_col
-                b_y_dot += tl.load(p_w_dot, mask=m_col, other=0.0).to(ACC) * b_x_hat
+                p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT)
+                b_y_dot += weight_of(p_w_dot, index_ptr, i_row, n_weights, o_col, n_cols, ACC) * b_x_hat
 
             p_y_dot = y_dot_ptr + (i_k * n_rows + i_row) * n_cols + o_col
             tl.store(p_y_dot, b_y_dot, mask=m_col)
@@ -79,13 +83,16 @@ def rms_norm_jvp(
 @kernel
 def rms_norm_backward_tangent(
     x_ptr,  # [rows, n_cols], row stride stride_x
-    w_ptr,  # [n_cols]
+    w_ptr,  # [n_cols], or [n_weights, n_cols] where there is an index
+    index_ptr,  # [rows] int64, or None: which row of w scales a row
+    order_ptr,  # [rows] int32, or None: rows in the order of their index (segments.py)
+    ranks_ptr,  # [rows] int32, or None where order is: of the segments, in that order
     dy_ptr,  # [rows, n_cols], row stride stride_dy
     x_dot_ptr,  # [n_tangents, rows, n_cols], strides stride_x_dot_k, stride_x_dot, or None
-    w_dot_ptr,  # [n_tangents, n_cols], row stride stride_w_dot, or None
+    w_dot_ptr,  # [n_tangents, like w], stride stride_w_dot, or None
     dy_dot_ptr,  # [n_tangents, rows, n_cols], strides stride_dy_dot_k, stride_dy_dot, or None
     dx_dot_ptr,  # [n_tangents, rows, n_cols], contiguous
-    dw_dot_ptr,  # [programs, n_tangents, n_cols] in ACC: partial sums, or None
+    dw_dot_ptr,  # [programs or slots, n_tangents, n_cols] in ACC: partial sums, or None
     sums_ptr,  # [rows, 2 + 2 n_tangents, n_blocks] float64, or None
     stride_x,
     stride_dy,
@@ -97,6 +104,7 @@ def rms_norm_backward_tangent(
     n_rows,
     n_tangents,
     n_cols,
+    n_weights,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ACC: tl.constexpr,
@@ -106,9 +114,8 @@ def rms_norm_backward_tangent(
     SUM_F64: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """One program owns one block of every num_programs-th row for all tangents, and its share of dw_dot."""
-    i_program = tl.program_id(0)
-    n_programs = tl.num_programs(0)
+    """One program owns one block of the rows of its walk for all tangents, and their share of dw_dot."""
+    first, end, step = walk_of(order_ptr, n_rows)
     i_block = tl.program_id(1)
     n_cols = multiple(n_cols, UNIT)
 
@@ -116,10 +123,17 @@ def rms_norm_backward_tangent(
 
     m_col = o_col < n_cols
 
-    b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
-    for i in range(i_program, n_rows, n_programs):
-        i_row = tl.cast(i, tl.int64)
-        n_begun = tl.where(i_row > i_program, n_cols, 0)  # columns whose sums over rows have begun
+    i_row, slot = row_at(order_ptr, ranks_ptr, first)
+    b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_N]
+    if order_ptr is not None:
+        slot = tl.full([], -1, tl.int32)  # nothing has begun; asking for the first row, as below, would spill
+    for i in range(first, end, step):
+        i_row, i_slot = row_at(order_ptr, ranks_ptr, i)
+        # columns whose sums over rows have begun
+        n_begun = tl.where(i > first if order_ptr is None else i_slot == slot, n_cols, 0)
+        if order_ptr is not None and i_slot != slot:
+            b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_N]
+            slot = i_slot
         if dw_dot_ptr is not None:
             tl.debug_barrier()  # the threads that load a sum need not be those that stored it
         p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
@@ -145,8 +159,8 @@ def rms_norm_backward_tangent(
                 b_g_dot = b_w * b_dy_dot
                 b_dw_dot = b_dy_dot * b_x_hat
             if w_dot_ptr is not None:
-                p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT) + o_col
-                b_g_dot += tl.load(p_w_dot, mask=m_col, other=0.0).to(ACC) * b_dy
+                p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT)
+                b_g_dot += weight_of(p_w_dot, index_ptr, i_row, n_weights, o_col, n_cols, ACC) * b_dy
             if x_dot_ptr is not None:
                 p_x_dot = x_dot_ptr + multiple(i_k * stride_x_dot_k + i_row * stride_x_dot, UNIT) + o_col
                 b_x_dot = tl.load(p_x_dot, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
@@ -163,7 +177,7 @@ def rms_norm_backward_tangent(
                 p_dx_dot = dx_dot_ptr + (i_k * n_rows + i_row) * n_cols + o_col
                 tl.store(p_dx_dot, b_dx_dot, mask=m_col)
                 if dw_dot_ptr is not None:
-                    p_dw_dot = dw_dot_ptr + (tl.cast(i_program, tl.int64) * n_tangents + k) * n_cols + o_col
+                    p_dw_dot = dw_dot_ptr + (tl.cast(slot, tl.int64) * n_tangents + k) * n_cols + o_col
                     # n_tangents rows of sums do not fit registers: they grow in this program's own scratch
                     b_dw_dot += b_dy * b_x_hat_dot + tl.load(p_dw_dot, mask=o_col < n_begun, other=0.0)
                     tl.store(p_dw_dot, b_dw_dot, mask=m_col)
@@ -172,14 +186,17 @@ def rms_norm_backward_tangent(
 @kernel
 def rms_norm_jvp_backward(
     x_ptr,  # [rows, n_cols], row stride stride_x
-    w_ptr,  # [n_cols]
+    w_ptr,  # [n_cols], or [n_weights, n_cols] where there is an index
+    index_ptr,  # [rows] int64, or None: which row of w scales a row
+    order_ptr,  # [rows] int32, or None: rows in the order of their index (segments.py)
+    ranks_ptr,  # [rows] int32, or None where order is: of the segments, in that order
     dy_ptr,  # [n_tangents, rows, n_cols], strides stride_dy_k, stride_dy
     x_dot_ptr,  # [n_tangents, rows, n_cols], strides stride_x_dot_k, stride_x_dot, or None
-    w_dot_ptr,  # [n_tangents, n_cols], row stride stride_w_dot, or None
+    w_dot_ptr,  # [n_tangents, like w], stride stride_w_dot, or None
     dx_ptr,  # [rows, n_cols], contiguous
-    dw_ptr,  # [programs, n_cols] in ACC: one partial sum a program, or None
+    dw_ptr,  # [programs or slots, n_cols] in ACC: partial sums, or None
     dx_dot_ptr,  # [n_tangents, rows, n_cols], contiguous
-    dw_dot_ptr,  # [programs, n_tangents, n_cols] in ACC: partial sums, or None
+    dw_dot_ptr,  # [programs or slots, n_tangents, n_cols] in ACC: partial sums, or None
     sums_ptr,  # [rows, 1 + 3 n_tangents, n_blocks] float64, or None
     stride_x,
     stride_dy_k,
@@ -190,6 +207,7 @@ def rms_norm_jvp_backward(
     n_rows,
     n_tangents,
     n_cols,
+    n_weights,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     ACC: tl.constexpr,
@@ -199,9 +217,8 @@ def rms_norm_jvp_backward(
     SUM_F64: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """One program owns one block of every num_programs-th row for all tangents, and its share of the sums."""
-    i_program = tl.program_id(0)
-    n_programs = tl.num_programs(0)
+    """One program owns one block of the rows of its walk for all tangents, and their share of the sums."""
+    first, end, step = walk_of(order_ptr, n_rows)
     i_block = tl.program_id(1)
     n_cols = multiple(n_cols, UNIT)
 
@@ -209,11 +226,19 @@ def rms_norm_jvp_backward(
 
     m_col = o_col < n_cols
 
-    b_w = tl.load(w_ptr + o_col, mask=m_col, other=0.0).to(ACC) + OFFSET  # [BLOCK_N]
+    i_row, slot = row_at(order_ptr, ranks_ptr, first)
+    b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_N]
     b_dw = tl.zeros([BLOCK_N], dtype=ACC)
-    for i in range(i_program, n_rows, n_programs):
-        i_row = tl.cast(i, tl.int64)
-        n_begun = tl.where(i_row > i_program, n_cols, 0)  # columns whose sums over rows have begun
+    for i in range(first, end, step):
+        i_row, i_slot = row_at(order_ptr, ranks_ptr, i)
+        n_begun = tl.where(i > first, n_cols, 0)  # columns whose sums over rows have begun
+        if order_ptr is not None and i_slot != slot:
+            n_begun = tl.zeros_like(n_begun)
+            if dw_ptr is not None and STAGE != "sums":
+                tl.store(dw_ptr + tl.cast(slot, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
+                b_dw = tl.zeros([BLOCK_N], dtype=ACC)
+            b_w = weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC) + OFFSET  # [BLOCK_N]
+            slot = i_slot
         if dw_dot_ptr is not None:
             tl.debug_barrier()  # the threads that load a sum need not be those that stored it
         p_x = x_ptr + multiple(i_row * stride_x, UNIT) + o_col
@@ -233,8 +258,8 @@ def rms_norm_jvp_backward(
             b_x_dot = tl.zeros([BLOCK_N], dtype=ACC)
             b_g_dot = tl.zeros([BLOCK_N], dtype=ACC)
             if w_dot_ptr is not None:
-                p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT) + o_col
-                b_g_dot = tl.load(p_w_dot, mask=m_col, other=0.0).to(ACC) * b_dy
+                p_w_dot = w_dot_ptr + multiple(i_k * stride_w_dot, UNIT)
+                b_g_dot = weight_of(p_w_dot, index_ptr, i_row, n_weights, o_col, n_cols, ACC) * b_dy
             if x_dot_ptr is not None:
                 p_x_dot = x_dot_ptr + multiple(i_k * stride_x_dot_k + i_row * stride_x_dot, UNIT) + o_col
                 b_x_dot = tl.load(p_x_dot, mask=m_col, other=0.0).to(ACC)  # [BLOCK_N]
@@ -255,11 +280,11 @@ def rms_norm_jvp_backward(
                 p_dx_dot = dx_dot_ptr + (i_k * n_rows + i_row) * n_cols + o_col
                 tl.store(p_dx_dot, b_dx_dot, mask=m_col)
                 if dw_dot_ptr is not None:
-                    p_dw_dot = dw_dot_ptr + (tl.cast(i_program, tl.int64) * n_tangents + k) * n_cols + o_col
+                    p_dw_dot = dw_dot_ptr + (tl.cast(slot, tl.int64) * n_tangents + k) * n_cols + o_col
                     # n_tangents rows of sums do not fit registers: they grow in this program's own scratch
                     b_dw_dot = b_dy * b_x_hat + tl.load(p_dw_dot, mask=o_col < n_begun, other=0.0)
                     tl.store(p_dw_dot, b_dw_dot, mask=m_col)
         if STAGE != "sums":
             tl.store(dx_ptr + i_row * n_cols + o_col, b_dx, mask=m_col)
     if STAGE != "sums" and dw_ptr is not None:
-        tl.store(dw_ptr + tl.cast(i_program, tl.int64) * n_cols + o_col, b_dw, mask=m_col)
+        tl.store(dw_ptr + tl.cast(slot, tl.int64) * n_cols + o_col, b_dw, mask=m_col)

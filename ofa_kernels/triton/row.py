@@ -31,6 +31,21 @@ def multiple(n, UNIT: tl.constexpr):
 
 
 @triton.jit
+def weight_of(w_ptr, index_ptr, i_row, n_weights, o_col, n_cols, ACC: tl.constexpr):
+    """What row i_row is scaled by: w, or w's row of that index; NaN where w has none."""
+    if index_ptr is None:
+        b_w = tl.load(w_ptr + o_col, mask=o_col < n_cols, other=0.0).to(ACC)
+    else:
+        i_weight = tl.load(index_ptr + i_row)
+        known = (i_weight >= 0) & (i_weight < n_weights)
+        n_known = tl.where(known, n_cols, 0)
+        p_w = w_ptr + tl.where(known, i_weight, 0) * n_cols + o_col
+        b_w = tl.load(p_w, mask=o_col < n_known, other=0.0).to(ACC)
+        b_w = tl.where(known, b_w, float("nan"))
+    return b_w
+
+
+@triton.jit
 def _add_two(a, b, more_a, more_b):
     return a + more_a, b + more_b
 
@@ -142,6 +157,21 @@ def row_total(
         b_sums = tl.load(sums_ptr + i_sum * n_blocks + o_block, mask=o_block < n_blocks, other=0.0)
         total = tl.sum(b_sums).to(total.dtype)
     return total
+
+
+@triton.jit
+def sum_of_rows(p, n_rows, stride, m_col, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The sum [BLOCK_N] of what is at the addresses p [1, BLOCK_N] and n_rows - 1 times a stride after them.
+
+    The order of the additions is fixed.
+    """
+    o_partial = tl.arange(0, BLOCK_P).to(tl.int64)
+    b = tl.zeros([BLOCK_P, BLOCK_N], dtype=p.dtype.element_ty)
+    for i in range(0, tl.cdiv(n_rows, BLOCK_P)):
+        o_row = i * BLOCK_P + o_partial
+        m = (o_row < n_rows)[:, None] & m_col[None, :]
+        b += tl.load(p + o_row[:, None] * stride, mask=m, other=0.0)  # [BLOCK_P, BLOCK_N]
+    return tl.sum(b, 0)
 
 
 @triton.jit

@@ -23,10 +23,10 @@ def test_every_kernel_passes_for_sm_90(tmp_path):
     code = """
 import sys
 from tools import aot
-from ofa_kernels.triton import probes, rms_norm, rms_norm_tangent, step_lengths
+from ofa_kernels.triton import probes, rms_norm, rms_norm_tangent, segments, step_lengths
 
 status = aot.main(["--arch", "90", "--columns", "576", "--write", sys.argv[1]])
-for module in (probes, rms_norm, rms_norm_tangent, step_lengths):
+for module in (probes, rms_norm, rms_norm_tangent, segments, step_lengths):
     for name, value in vars(module).items():
         kernel = isinstance(value, aot.JITFunction) and any(p.name == "BLOCK_N" for p in value.params)
         if kernel and value.__module__ == module.__name__:
@@ -37,7 +37,7 @@ sys.exit(status)
     done = python("-c", code, str(table))
     assert done.returncode == 0, done.stdout + done.stderr
     kernels = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("kernel ")]
-    assert len(kernels) >= 13
+    assert len(kernels) >= 14
     for kernel in kernels:
         assert f"| {kernel} | " in table.read_text()
 
@@ -77,9 +77,10 @@ def test_rows_in_flight_are_loaded_by_wide_asynchronous_copies():
     code = """
 import torch
 from tools import aot
+from tools.aot_cases import Case
 
 aot._prepare()
-builds = [aot.specialise(90, 4096, *launch) for launch in aot.launches(aot.Case(torch.bfloat16, 4096))]
+builds = [aot.specialise(90, 4096, *launch) for launch in aot.launches(Case(torch.bfloat16, 4096))]
 builds = {aot.variant_of(build): build for build in builds if build.kernel == "rms_norm_backward"}
 row, found = 2 * 4096, []
 for variant, build in builds.items():

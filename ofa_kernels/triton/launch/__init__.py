@@ -16,9 +16,11 @@ from ofa_kernels.triton.launch.rms_norm_tangent import (
 from ofa_kernels.triton.launch.steps import step_lengths, step_lengths_backward
 
 SAVES_RSTD = True
+TAKES_INDEX = True
 
 __all__ = [
     "SAVES_RSTD",
+    "TAKES_INDEX",
     "add_rms_norm_forward",
     "preconditioned_probes",
     "preconditioned_probes_backward",

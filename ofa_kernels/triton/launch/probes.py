@@ -1,4 +1,8 @@
-"""The calls that allocate and launch the kernels of the probes."""
+"""The calls that allocate and launch the kernels of the probes.
+
+A seed is an int, an int64 tensor of one element, or one with an element for each row, which `rademacher` does
+not take.
+"""
 
 import torch
 from torch import Tensor
@@ -17,10 +21,10 @@ from ofa_kernels.triton.plan import (
     cdiv,
     dense,
     dense_like,
-    partials_like,
     strided,
     unit_of,
 )
+from ofa_kernels.triton.shares import shares
 
 
 def signed_word(value: int) -> int:
@@ -31,8 +35,13 @@ def signed_word(value: int) -> int:
 def words(seed: Seed) -> tuple[Tensor | None, int, int]:
     """(the seed where it is in memory, low word, high word)."""
     if isinstance(seed, Tensor):
-        return seed, 0, 0
+        return dense(seed), 0, 0
     return None, signed_word(seed), signed_word(seed >> 32)
+
+
+def is_per_row(seed: Seed) -> bool:
+    """Whether each row has a seed of its own."""
+    return isinstance(seed, Tensor) and seed.numel() > 1
 
 
 def rademacher(
@@ -64,21 +73,28 @@ def preconditioned_probes(
     n_probes: int,
     example_ids: Tensor,
     layer: int,
+    index: Tensor | None = None,
 ) -> Tensor:
-    """(weight + offset) rstd(z) sign as [n_probes, rows, D] in z's type, for z [rows, D]."""
+    """(weight + offset) rstd(z) sign as [n_probes, rows, D] in z's type, for z [rows, D].
+
+    The weight is [D]; with an index [rows] int64 it is [A, D], and its row index[r] is that of row r.
+    """
     n_rows, n_cols = z.shape
     out = z.new_empty((n_probes, n_rows, n_cols))
     if out.numel():
         z, stride = strided(z, n_rows)
         seed_tensor, *key = words(seed)
         p = plan.plan(PROBES, n_cols, z.dtype, unit_of(n_cols, z))
+        share = shares(p, n_rows, False, weight, index)
+        scratch = p.scratch(z, n_rows, 1)
         p.launch(
             kernels.preconditioned_probes,
             n_rows,
-            (z, dense(weight), dense(example_ids), out, p.scratch(z, n_rows, 1), seed_tensor),
-            (*stride, *key, signed_word(layer), n_rows, n_probes, n_cols),
+            (z, dense(weight), share.index, dense(example_ids), out, scratch, seed_tensor),
+            (*stride, *key, signed_word(layer), n_rows, n_probes, n_cols, share.n_weights),
             EPS=eps,
             OFFSET=offset,
+            SEED_PER_ROW=is_per_row(seed),
         )
     return out
 
@@ -92,8 +108,9 @@ def preconditioned_probes_backward(
     seed: Seed,
     example_ids: Tensor,
     layer: int,
+    index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """dz [rows, D] and dw [D] of ⟨dp, `preconditioned_probes`⟩ for dp [n_probes, rows, D]."""
+    """dz [rows, D] and dw, like the weight, of ⟨dp, `preconditioned_probes`⟩ for dp [n_probes, rows, D]."""
     n_probes, n_rows, n_cols = dp.shape
     dz = dense_like(z)
     if not n_rows:
@@ -102,16 +119,19 @@ def preconditioned_probes_backward(
     dp, dp_strides = strided(dp, n_probes, n_rows)
     seed_tensor, *key = words(seed)
     p = plan.plan(PROBES_BACKWARD, n_cols, z.dtype, unit_of(n_cols, z, dp))
-    partials = partials_like(z, p.programs(n_rows), n_cols)
+    share = shares(p, n_rows, True, weight, index)
+    partials = share.partials(z, n_cols)
+    outputs = dz, partials, p.scratch(z, n_rows, 2)
     p.launch(
         kernels.preconditioned_probes_backward,
-        partials.shape[0],
-        (z, dense(weight), dp, dense(example_ids), dz, partials, p.scratch(z, n_rows, 2), seed_tensor),
-        (*stride, *dp_strides, *key, signed_word(layer), n_rows, n_probes, n_cols),
+        share.programs,
+        (z, dense(weight), *share.pointers, dp, dense(example_ids), *outputs, seed_tensor),
+        (*stride, *dp_strides, *key, signed_word(layer), n_rows, n_probes, n_cols, share.n_weights),
         EPS=eps,
         OFFSET=offset,
+        SEED_PER_ROW=is_per_row(seed),
     )
-    return dz, p.finish(partials, dense_like(weight))
+    return dz, share.finish(p, partials, dense_like(weight))
 
 
 def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
@@ -128,6 +148,7 @@ def probe_dot(t: Tensor, seed: Seed, example_ids: Tensor, layer: int) -> Tensor:
             (*strides, *key, signed_word(layer), n_rows, n_cols),
             ACC=acc(t),
             BLOCK_N=PLAIN_BLOCK,
+            SEED_PER_ROW=is_per_row(seed),
             UNIT=unit_of(n_cols, t),
             num_warps=PLAIN_WARPS,
         )
@@ -149,6 +170,7 @@ def probe_scale(
             (*key, signed_word(layer), n_rows, n_cols),
             ACC=acc(out),
             BLOCK_N=PLAIN_BLOCK,
+            SEED_PER_ROW=is_per_row(seed),
             UNIT=unit_of(n_cols, out),
             num_warps=PLAIN_WARPS,
         )

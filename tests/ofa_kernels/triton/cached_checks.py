@@ -90,7 +90,32 @@ def calls(
             f"probe_dot{name}": lambda s=s: launch.probe_dot(t, s, ids, LAYER),
             f"probe_scale{name}": lambda s=s: launch.probe_scale(at(2, N_ROWS), n_cols, s, ids, LAYER, dtype),
         }
-    return some
+    return some | calls_by_row(rows, dtype, n_cols, of_weight)
+
+
+def calls_by_row(rows, dtype: torch.dtype, n_cols: int, of_weight: torch.dtype) -> dict:
+    """The launchers that take a weight and a seed for each row, with `rows` of `calls`."""
+    x, w, t, v = rows(N_ROWS), rows(3, dtype=of_weight), rows(2, N_ROWS), rows(2, 3, dtype=of_weight)
+    index, seeds, ids = at(N_ROWS, dtype=I64), at(N_ROWS, dtype=I64, skipped=1), at(N_ROWS, dtype=I64)
+    return {
+        "forward, index": lambda: launch.rms_norm_forward(x, w, EPS, 0.0, "hf", None, index),
+        "backward, index": lambda: launch.rms_norm_backward(x, w, x, None, EPS, 0.0, True, True, None, index),
+        "backward, index, dx": lambda: launch.rms_norm_backward(
+            x, w, x, None, EPS, 0.0, True, False, None, index
+        ),
+        "jvp, index": lambda: launch.rms_norm_jvp(x, w, t, v, EPS, 0.0, index),
+        "tangent, index": lambda: launch.rms_norm_backward_tangent(x, w, x, t, v, t, EPS, 0.0, True, index),
+        "jvp backward, index": lambda: launch.rms_norm_jvp_backward(
+            x, w, t, t, v, EPS, 0.0, True, True, index
+        ),
+        "probes, index": lambda: launch.preconditioned_probes(x, w, EPS, 0.0, seeds, 2, ids, LAYER, index),
+        "probes, seeds": lambda: launch.preconditioned_probes(x, w[0], EPS, 0.0, seeds, 2, ids, LAYER),
+        "probes backward, index": lambda: launch.preconditioned_probes_backward(
+            x, w, t, EPS, 0.0, seeds, ids, LAYER, index
+        ),
+        "probe_dot, seeds": lambda: launch.probe_dot(t, seeds, ids, LAYER),
+        "probe_scale, seeds": lambda: launch.probe_scale(at(2, N_ROWS), n_cols, seeds, ids, LAYER, dtype),
+    }
 
 
 def cut(residency, n_cols, *rest, whole=plan.plan) -> plan.Plan:
@@ -128,7 +153,7 @@ def every_launch_is_what_triton_would_launch():
                     for some in several:
                         for call in some.values():
                             call()
-    assert len(seen) == 13, sorted(seen)
+    assert len(seen) == 14, sorted(seen)
     assert all(len(functions) > 2 for functions in seen.values()), seen
 
 
@@ -211,10 +236,10 @@ def an_integer_of_64_bits_takes_its_own_build():
     x, w, y = at(N_ROWS, N_COLS), at(N_COLS, dtype=F32), at(N_ROWS, N_COLS)
     p = plan.plan(plan.FORWARD, N_COLS, BF16, 8)
     constants = {"EPS": EPS, "OFFSET": 0.0, "ROUND_X_HAT": False, **p._constants("row", x)}
-    pointers, functions = (x, None, w, None, y, None, None), []
+    pointers, functions = (x, None, w, None, None, y, None, None), []
     for stride in (N_COLS, 2**31, N_COLS, 2**31):
         del handed[:]
-        builds.launch(kernel, (1, 1), pointers, (stride, 0, 8), (), lambda: constants)
+        builds.launch(kernel, (1, 1), pointers, (stride, 0, 8, 0), (), lambda: constants)
         functions.append(handed[0][4])
     assert functions[0] == functions[2] != functions[1] == functions[3]
 
