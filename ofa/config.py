@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 WARMUP_SHARE = 0.05
@@ -76,6 +77,12 @@ class Schedule:
             return (1 + math.cos(math.pi * (step - skipped) / max(1, n_steps - skipped))) / 2
 
         return at
+
+    def steps(self, n_examples: int) -> list[tuple[int, list[int], float]]:
+        """(epoch, indices, learning rate) of every step up to `max_steps`."""
+        factor = self.factor(n_examples)
+        taken = enumerate(islice(self.batches(n_examples), self.max_steps))
+        return [(epoch, rows, self.lr * factor(step)) for step, (epoch, rows) in taken]
 
 
 @dataclass(frozen=True)

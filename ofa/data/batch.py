@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,6 +45,16 @@ class Encoded:
     prompts: list[list[int]]
     words: list[list[int]]
     n_truncated: int
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """How many tokens each example has in a batch."""
+        return [len(prompt) + len(word) - 1 for prompt, word in zip(self.prompts, self.words, strict=True)]
+
+    def batch(self, rows: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+        """The examples of these indices, which select their probes too."""
+        batch = labelled([self.prompts[i] for i in rows], [self.words[i] for i in rows], device)
+        return {**batch, "example_ids": torch.tensor(rows, device=device)}
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, task: Task, rows: Sequence[dict], max_tokens: int) -> Encoded:

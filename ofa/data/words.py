@@ -50,16 +50,20 @@ def check_labels(input_ids: Tensor, mask: Tensor, labels: Tensor | None) -> None
         )
 
 
-def cross_entropy(logits: Tensor, following: Tensor | None, labels: Tensor) -> Tensor:
-    """The mean over examples of the cross-entropy over the vocabulary, summed over a label's tokens.
+def cross_entropies(logits: Tensor, following: Tensor | None, labels: Tensor) -> Tensor:
+    """Each example's cross-entropy over the vocabulary [B], summed over its label's tokens.
 
     Args:
         logits: [B, V], of the first tokens.
         following: [B, L - 1, V], of the others; None where labels have one.
         labels: [B] or [B, L].
     """
-    if following is None:
-        return F.cross_entropy(logits.to(accumulation_dtype(logits)), labels.flatten())
-    logits = torch.cat([logits[:, None], following], 1)
+    logits = logits[:, None] if following is None else torch.cat([logits[:, None], following], 1)
     logits = logits.to(accumulation_dtype(logits)).flatten(0, 1)
-    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / len(labels)
+    of_tokens = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return of_tokens.view(len(labels), -1).sum(1)
+
+
+def cross_entropy(logits: Tensor, following: Tensor | None, labels: Tensor) -> Tensor:
+    """The mean over examples of `cross_entropies`."""
+    return cross_entropies(logits, following, labels).mean()

@@ -1,5 +1,6 @@
 """The modules that replace a model's norms."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -28,24 +29,44 @@ def active_norm(module: Foreign) -> Foreign:
 
 @dataclass(frozen=True)
 class RMSNormFunction:
-    """An RMSNorm's numbers and what is computed with them, whether its module is patched or not."""
+    """An RMSNorm's numbers and what is computed with them, whether its module is patched or not.
+
+    Attributes:
+        weight: [N], or [A, N] where the rows have weights of their own.
+        eps: added to the mean square.
+        offset: added to the weight.
+        rounding: where a 16-bit result is rounded, as in `ofa_kernels.rms_norm`.
+        weight_index: for x of a leading shape, which of the A weights each of its rows has; None for one
+            weight of all rows.
+    """
 
     weight: Tensor
     eps: float
     offset: float
     rounding: str
+    weight_index: Mapping[torch.Size, Tensor] | None = None
+
+    def index_of(self, x: Tensor) -> Tensor | None:
+        """Which of the weights each row of x [..., N] has, int64 [...]; None for one weight of all rows."""
+        return None if self.weight_index is None else self.weight_index[x.shape[:-1]]
 
     def __call__(self, x: Tensor) -> Tensor:
         """The norm of x [..., N]."""
-        return ofa_kernels.rms_norm(x, self.weight, self.eps, self.offset, self.rounding)
+        return ofa_kernels.rms_norm(
+            x, self.weight, self.eps, self.offset, self.rounding, weight_index=self.index_of(x)
+        )
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of x + residual, and the sum."""
-        return ofa_kernels.add_rms_norm(x, residual, self.weight, self.eps, self.offset, self.rounding)
+        return ofa_kernels.add_rms_norm(
+            x, residual, self.weight, self.eps, self.offset, self.rounding, weight_index=self.index_of(x)
+        )
 
     def jvp(self, x: Tensor, x_dot: Tensor) -> Tensor:
         """Tangents [K, ..., N] of the norm, for tangents of x."""
-        return ofa_kernels.rms_norm_jvp(x, self.weight, x_dot, self.eps, self.offset)
+        return ofa_kernels.rms_norm_jvp(
+            x, self.weight, x_dot, self.eps, self.offset, weight_index=self.index_of(x)
+        )
 
 
 class RMSNorm(nn.Module):

@@ -1,7 +1,8 @@
 """Swap the kernels into a model, free its norm weights γ and freeze everything else; reversibly."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 
@@ -115,6 +116,15 @@ def _check_replaceable(name: str, module: Foreign, family: Family) -> None:
         raise ValueError(f"the weight of {name} is offloaded; load the norms onto a device before patching")
 
 
+def base_gammas(model: nn.Module) -> list[Tensor]:
+    """The γ of the base model, a tensor a norm in the model's order; the model may be patched or not."""
+    decoder = Decoder.of(model)
+    report = decoder.stack.__dict__.get("_ofa_patch")
+    if report is not None:
+        return [norm.original_weight for norm in report.norms]
+    return [norm.weight for *_, norm in decoder.named_norms()]
+
+
 def set_gammas(model: nn.Module, gammas: Sequence[Tensor] | None = None) -> None:
     """Put γ into a model, in the order of its norms.
 
@@ -174,3 +184,33 @@ def patch_model(model: nn.Module) -> PatchReport:
         module.weight = nn.Parameter(weight.detach().to(dtype, copy=True))
     report = stack._ofa_patch = PatchReport(stack, norms, flags, keep_unpacked(model))
     return report
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[PatchReport]:
+    """A model that is patched and evaluated for a while, and then given back as it was, however that ends.
+
+    Its classes, the bits of γ, and every `requires_grad` and training flag come back.
+
+    Raises:
+        ValueError: it can't be patched.
+    """
+    earlier = Decoder.of(model).stack.__dict__.get("_ofa_patch")
+    n_flags = 0 if earlier is None else len(earlier._flags)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    report = patch_model(model)
+    gammas = [norm.module.weight.detach().clone() for norm in report.norms]
+    try:
+        model.eval()
+        yield report
+    finally:
+        if earlier is None:
+            report.undo()
+        else:
+            set_gammas(model, gammas)
+            del report._flags[n_flags:]
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode

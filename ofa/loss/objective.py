@@ -47,6 +47,27 @@ class Objective:
         return {name: getattr(self, name) for name in TERMS}
 
 
+def check_terms(decoder: Decoder, cfg: OFAConfig) -> None:
+    """Refuse terms that the model is too small for.
+
+    Raises:
+        ValueError: it has one layer, and sharpness begins at the second.
+    """
+    if len(decoder.layers) < 2 and (cfg.lambda_sharp != 0 or cfg.terms == "paper_code"):
+        raise ValueError("the sharpness term needs a model of at least two layers; set lambda_sharp=0")
+
+
+def n_probes_at(cfg: OFAConfig, step: int | Tensor) -> int:
+    """Probes a layer and example at a step; 0 where it does without the sharpness term."""
+    due = cfg.sharpness_every == 1 or step % cfg.sharpness_every == 0
+    return cfg.n_probes if cfg.lambda_sharp != 0 and due else 0
+
+
+def probed_layers(decoder: Decoder) -> range:
+    """The layers of H: all but the embedding's, which is noise (and left out of J too)."""
+    return range(1, len(decoder.layers))
+
+
 @without_autocast
 def objective(model: nn.Module, batch: Batch, cfg: OFAConfig, step: int | Tensor = 0) -> Objective:
     """CE + λ_J J + λ_H H at the prediction tokens (OFA, sections 1 and 2).
@@ -81,20 +102,16 @@ def objective(model: nn.Module, batch: Batch, cfg: OFAConfig, step: int | Tensor
             f"sharpness_every={cfg.sharpness_every}; pass an int, or use 'formulas' and 1"
         )
     decoder = Decoder.of(model)
+    check_terms(decoder, cfg)
     check_derivatives(decoder.lm, own_layers=False)
     if cfg.terms == "paper_code":
         seed = cast(int, mix(cfg.seed, step))  # of two integers
         nll, ratio, sharp = paper_code_terms(decoder, batch, seed)
         loss = nll + cfg.lambda_step * ratio + cfg.lambda_sharp * sharp
         return Objective(loss, nll, ratio, sharp)
-    probes = None
-    if cfg.lambda_sharp != 0 and (cfg.sharpness_every == 1 or step % cfg.sharpness_every == 0):
-        n_layers = len(decoder.layers)
-        if n_layers < 2:
-            raise ValueError("the sharpness term needs a model of at least two layers; set lambda_sharp=0")
-        # the embedding's layer is noise (and left out of J too)
-        layers, ids = range(1, n_layers), batch.get("example_ids")
-        probes = Probes(layers, cfg.n_probes, mix(cfg.seed, step), ids)
+    probes, n_probes = None, n_probes_at(cfg, step)
+    if n_probes:
+        probes = Probes(probed_layers(decoder), n_probes, mix(cfg.seed, step), batch.get("example_ids"))
     ran, sharp = _pass(decoder, batch, probes)
     loss = nll = cross_entropy(ran.logits, ran.following, batch["labels"])
     ratio = None

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ofa.decoder.norms import Foreign, active_norm
+from ofa.decoder.norms import Foreign
 from ofa.decoder.sharding import gathered
 from ofa.decoder.view import Decoder
 from ofa.passes.layer import Layer, Norms, Probes, Rows
 from ofa.passes.packing import Batch, Packing, packed
+from ofa.passes.row_weights import RowWeights
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,19 @@ def why_not_stacked(decoder: Decoder) -> str | None:
     return None
 
 
-def stacked_pass(decoder: Decoder, batch: Batch, probes: Probes | None = None) -> StackedPass:
+def stacked_pass(
+    decoder: Decoder, batch: Batch, probes: Probes | None = None, weights: RowWeights | None = None
+) -> StackedPass:
     """Run the decoder once on packed rows, with the probes' tangents riding along.
+
+    The model is only read, so that passes may run in several threads at once.
 
     Args:
         decoder: the view of a model of a family with a fast pass, patched or not.
         batch: `input_ids` and `attention_mask`, both [B, T], padded on either side, and `labels` where these
             hold several tokens each (see `objective`); or their `packing`, made before by `ofa.packed`.
         probes: which directions to take; None for none.
+        weights: a γ of its own for each example, differentiable; None for the model's own.
 
     Returns:
         The `StackedPass` of the batch.
@@ -70,6 +76,10 @@ def stacked_pass(decoder: Decoder, batch: Batch, probes: Probes | None = None) -
     """
     layers, family, cap = decoder.layers, decoder.family, decoder.score_cap
     packing: Packing = packed(batch)["packing"]
+    norms = [family.function_of(norm) for _, _, norm in decoder.named_norms()]
+    if weights is not None:
+        norms = weights.put_into(norms, packing)
+    n_norms = len(family.roles)
     decoder.check_attention(packing.real.shape[1])
     x = decoder.embed(packing.input_ids, packing.positions)
     states, products = [x[: packing.n_examples]], []
@@ -86,7 +96,8 @@ def stacked_pass(decoder: Decoder, batch: Batch, probes: Probes | None = None) -
         riding = probes if probes is not None and index in probes.layers else None
         at = rows[kind, 0 if riding is None else riding.n_probes]
         final = index == len(layers) - 1 and not goes_on
-        layer = Layer(module, Norms.of(decoder, module), cap, index)
+        own = Norms.of(family, norms[index * n_norms : (index + 1) * n_norms])
+        layer = Layer(module, own, cap, index)
         with gathered(module):
             if getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled():
                 x, product = checkpoint(layer, x, at, riding, final, use_reentrant=False)
@@ -95,7 +106,6 @@ def stacked_pass(decoder: Decoder, batch: Batch, probes: Probes | None = None) -
         states.append(x[: packing.n_examples])
         if product is not None:
             products.append(product)
-    norm = family.function_of(active_norm(decoder.final_norm))
-    logits = decoder.logits(norm(states[-1]))
-    following = decoder.logits(norm(x[packing.following])) if goes_on else None
+    logits = decoder.logits(norms[-1](states[-1]))
+    following = decoder.logits(norms[-1](x[packing.following])) if goes_on else None
     return StackedPass(torch.stack(states), logits, following, torch.stack(products) if products else None)

@@ -5,7 +5,7 @@ layer each linear runs once on [clean rows; tangent rows]; the clean prediction 
 tangents, and what lies between the linears is differentiated by hand.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,9 +16,8 @@ from torch.func import functional_call
 from transformers.activations import ACT2FN
 
 import ofa_kernels
-from ofa.decoder.families import Role
+from ofa.decoder.families import Family, Role
 from ofa.decoder.norms import Foreign, RMSNormFunction
-from ofa.decoder.view import Decoder
 from ofa.passes.attention import KeyValues, Tangents, causal, one_query
 from ofa.passes.packing import Packing
 from ofa_kernels import Seed, accumulation_dtype
@@ -33,7 +32,7 @@ class Probes:
     Attributes:
         layers: the layers whose J_f P is probed.
         n_probes: how many, a layer and example.
-        seed: of the probes, or where it is: an int64 tensor of one element.
+        seed: of the probes, or where it is: an int64 tensor of one element, or [B] for a seed an example.
         example_ids: [B], which select them; None for 0 to B-1.
     """
 
@@ -60,10 +59,9 @@ class Norms:
     of_heads: Callable[[Foreign], RMSNormFunction]
 
     @classmethod
-    def of(cls, decoder: Decoder, layer: nn.Module) -> "Norms":
-        """The norms of a layer."""
-        family = decoder.family
-        norms = {name: family.function_of(norm) for name, norm in decoder.norms_of(layer).items()}
+    def of(cls, family: Family, functions: Sequence[RMSNormFunction]) -> "Norms":
+        """What a layer's norms compute, given in the order of their use."""
+        norms = dict(zip(family.roles, functions, strict=True))
         at = {family.roles[name]: norm for name, norm in norms.items()}
         return cls(
             at.get(Role.BEFORE_ATTENTION),
@@ -253,7 +251,7 @@ class Layer:
         if probes is not None:
             direction = ofa_kernels.preconditioned_probes(
                 own, norms.p.weight, norms.p.eps, probes.seed, probes.n_probes, norms.p.offset,
-                example_ids=probes.example_ids, layer=self.index,
+                example_ids=probes.example_ids, layer=self.index, weight_index=norms.p.index_of(own),
             )  # fmt: skip
         rows, dot = _normed(norms.before_attention, x, direction)
         attended = _scaled(self._attention(_stack(rows, dot), at, final), scale)

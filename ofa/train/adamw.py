@@ -1,4 +1,4 @@
-"""AdamW's update with what depends on the step in memory, so that it can be captured."""
+"""AdamW's update with what depends on the step in memory: to be captured, or for many adapters at once."""
 
 # PyTorch's stubs lack the operators for lists of tensors
 # pyright: reportPrivateImportUsage=false
@@ -9,6 +9,19 @@ import torch
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # in the state of PyTorch's optimiser
+BETAS, EPS = (0.9, 0.999), 1e-8  # which PyTorch's optimiser has unless told otherwise
+
+
+def step_numbers(
+    count: float, lr: float, weight_decay: float, betas: tuple[float, float] = BETAS
+) -> tuple[float, float, float]:
+    """What of an update depends on its number, counted from 1, and on the learning rate.
+
+    The weights' factor of decay, and of the two corrections for moments that began at zero: the square root
+    of the squares' one, and the negative learning rate over the means' one.
+    """
+    beta1, beta2 = betas
+    return 1 - lr * weight_decay, (1 - beta2**count) ** 0.5, -lr / (1 - beta1**count)
 
 
 class AdamWUpdate:
@@ -37,15 +50,12 @@ class AdamWUpdate:
         self._dtype = max((weight.dtype for weight in weights), key=lambda dtype: dtype.itemsize)
 
     def numbers(self, lr: float) -> Tensor:
-        """What the next update is told, [3] on the host.
-
-        The weights' factor of decay, and of the two corrections for moments that began at zero: the square
-        root of the squares' one, and the negative learning rate over the means' one.
-        """
-        (beta1, beta2), decay = self._options["betas"], self._options["weight_decay"]
+        """What the next update is told (see `step_numbers`), [3] on the host."""
+        options = self._options
         count = self._counts[0].item() + 1
-        root, rate = (1 - beta2**count) ** 0.5, lr / (1 - beta1**count)
-        return torch.tensor((1 - lr * decay, root, -rate), dtype=self._dtype)
+        return torch.tensor(
+            step_numbers(count, lr, options["weight_decay"], options["betas"]), dtype=self._dtype
+        )
 
     def apply(self, gradients: Sequence[Tensor], numbers: Tensor) -> None:
         """Update weights and moments; `numbers` lie where the weights do."""
@@ -66,3 +76,25 @@ class AdamWUpdate:
     def count(self) -> None:
         """Note that an update was applied."""
         torch._foreach_add_(self._counts, self._one, alpha=1.0)
+
+
+def update_rows(
+    weights: Tensor, means: Tensor, squares: Tensor, gradients: Tensor, numbers: Sequence[Sequence[float]]
+) -> None:
+    """The same update of many adapters at once, each at a step of its own.
+
+    Args:
+        weights: [..., A, N], changed in place, as are their moments.
+        means: [..., A, N].
+        squares: [..., A, N].
+        gradients: [..., A, N].
+        numbers: of each of the A adapters, from `step_numbers`.
+    """
+    columns = torch.tensor(numbers, dtype=weights.dtype, device=weights.device)
+    factor, root, rate = columns.T[..., None]  # [A, 1] each
+    beta1, beta2 = BETAS
+    weights.mul_(factor)
+    means.lerp_(gradients, 1 - beta1)
+    squares.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+    sizes = squares.sqrt().div_(root).add_(EPS)
+    weights.add_((means * rate).div_(sizes))

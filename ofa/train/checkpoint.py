@@ -5,10 +5,11 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,16 +46,20 @@ class Checkpoint:
     every: int = 10
 
     def save(self, weights: Sequence[Tensor], optimizer: torch.optim.AdamW, history: Sequence[dict]) -> None:
-        """Write the state after `len(history)` steps.
-
-        Raises:
-            OSError: it can't be written; the checkpoint before it is still there.
-        """
+        """Write the state after `len(history)` steps; errors as in `write`."""
         tensors = {}
         for i, weight in enumerate(weights):
             tensors[f"weight.{i}"] = weight.detach()
             tensors |= {f"{name}.{i}": optimizer.state[weight][name] for name in STATE}
-        metadata = {"run": self.run, "history": json.dumps(history)}
+        self.write(tensors, {"history": history}, len(history))
+
+    def write(self, tensors: Mapping[str, Tensor], record: Mapping[str, object], n_steps: int) -> None:
+        """Write tensors, and what JSON can hold of a state after so many steps.
+
+        Raises:
+            OSError: it can't be written; the checkpoint before it is still there.
+        """
+        metadata = {"run": self.run, **{name: json.dumps(content) for name, content in record.items()}}
         unfinished = self.path.with_suffix(".part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +70,7 @@ class Checkpoint:
             unfinished.replace(self.path)
         except OSError as error:
             unfinished.unlink(missing_ok=True)
-            reason = f"step {len(history)} could not be written ({error.strerror})"
+            reason = f"step {n_steps} could not be written ({error.strerror})"
             if self.path.exists():
                 reason += f"; {self.path} holds an earlier step, and the same run goes on from there"
             raise OSError(error.errno, reason) from error
@@ -78,18 +83,7 @@ class Checkpoint:
         """
         if not self.path.exists():
             return []
-        try:
-            with safe_open(self.path, "pt") as file:
-                metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            run, history = metadata["run"], json.loads(metadata["history"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path} is damaged ({error}); delete it to start again") from error
-        if run != self.run:
-            raise CheckpointError(
-                f"{self.path} is of a run with other examples, settings or weights; delete it to start "
-                "again, or give another place"
-            )
+        tensors, record = self.read("history")
         with torch.no_grad():
             for i, weight in enumerate(weights):
                 weight.copy_(tensors[f"weight.{i}"])
@@ -97,7 +91,27 @@ class Checkpoint:
                 optimizer.state[weight] = {
                     name: t if name == "step" else t.to(weight.device) for name, t in state.items()
                 }
-        return history
+        return record["history"]
+
+    def read(self, *names: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors that were written, and of the record what has these names.
+
+        Raises:
+            CheckpointError: the file is damaged, or of a run with other shots, settings or weights.
+        """
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            run, record = metadata["run"], {name: json.loads(metadata[name]) for name in names}
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path} is damaged ({error}); delete it to start again") from error
+        if run != self.run:
+            raise CheckpointError(
+                f"{self.path} is of a run with other examples, settings or weights; delete it to start "
+                "again, or give another place"
+            )
+        return tensors, record
 
 
 @contextmanager

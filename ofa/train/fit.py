@@ -11,41 +11,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa.config import OFAConfig
-from ofa.data.batch import encoded, labelled
+from ofa.data.batch import Encoded, encoded
 from ofa.data.task import Task
 from ofa.decoder.patch import patch_model
 from ofa.decoder.view import Decoder, without_autocast
 from ofa.loss.objective import Objective, objective
 from ofa.passes.packing import Batch
+from ofa.train import memory
 from ofa.train.captured import Captured, CudaGraphs, why_not_captured
 from ofa.train.checkpoint import Checkpoint, digest
 from ofa.train.loop import FitResult, train
-from ofa.train.step import Uncaptured
-
-# what the activations saved for the backward pass of one part of a batch may take
-ACTIVATION_BYTES = 4 * 2**30
+from ofa.train.step import Passes, Uncaptured
 
 
-def _bytes_per_token(decoder: Decoder) -> int:
-    """Roughly what one token's saved activations take: six rows of the state and three of the MLP a layer."""
-    config = decoder.config
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
-    row = 6 * config.hidden_size + 3 * (inner or 4 * config.hidden_size)
-    return config.num_hidden_layers * row * decoder.lm.dtype.itemsize
+def passes_of(model: nn.Module, examples: Encoded, cfg: OFAConfig) -> Passes:
+    """The parts in which the batches of a run on its own are run."""
+    decoder, lengths = Decoder.of(model), examples.lengths
+
+    def passes(step: int, rows: list[int]) -> Iterator[tuple[float, Objective]]:
+        for part in memory.parts(rows, [lengths[i] for i in rows], memory.tokens_at_once(decoder)):
+            yield len(part) / len(rows), objective(model, examples.batch(part, decoder.device), cfg, step)
+
+    return passes
 
 
-def _parts(rows: list[int], lengths: Sequence[int], limit: float) -> Iterator[list[int]]:
-    """The rows in order, as many together as have at most `limit` tokens."""
-    part: list[int] = []
-    for i in rows:
-        if part and sum(lengths[j] for j in part) + lengths[i] > limit:
-            yield part
-            part = []
-        part.append(i)
-    yield part
-
-
-def _captures(decoder: Decoder, cfg: OFAConfig, lengths: Sequence[int], limit: float) -> bool:
+def _captures(decoder: Decoder, cfg: OFAConfig, lengths: Sequence[int]) -> bool:
     """Whether steps are captured in CUDA graphs.
 
     Raises:
@@ -55,8 +45,8 @@ def _captures(decoder: Decoder, cfg: OFAConfig, lengths: Sequence[int], limit: f
         return False
     reason = why_not_captured(decoder, cfg, max(lengths))
     largest = sorted(lengths)[-(cfg.batch_size or len(lengths)) :]
-    if reason is None and sum(largest) > limit:
-        reason = f"a batch may take more than {ACTIVATION_BYTES / 2**30:g} GiB and be run in parts"
+    if reason is None and sum(largest) > memory.tokens_at_once(decoder):
+        reason = f"a batch may take more than {memory.ACTIVATION_BYTES / 2**30:g} GiB and be run in parts"
     if reason is not None and cfg.cuda_graph:
         raise ValueError(
             f"cuda_graph=True, but the step can't be captured: {reason}; with cuda_graph=None it is captured "
@@ -113,18 +103,7 @@ def fit(
         raise ValueError("fit needs at least one labelled example, got none")
     decoder = Decoder.of(model)
     examples = encoded(tokenizer, task, shots, decoder.max_tokens)
-    prompts, words = examples.prompts, examples.words
-    lengths = [len(prompt) + len(word) - 1 for prompt, word in zip(prompts, words, strict=True)]
     report, lm = patch_model(model), decoder.lm
-    at_once = ACTIVATION_BYTES / _bytes_per_token(decoder)
-
-    def batch_of(rows: list[int], device: torch.device) -> Batch:
-        batch = labelled([prompts[i] for i in rows], [words[i] for i in rows], device)
-        return {**batch, "example_ids": torch.tensor(rows, device=device)}
-
-    def passes(step: int, rows: list[int]) -> Iterator[tuple[float, Objective]]:
-        for part in _parts(rows, lengths, at_once):
-            yield len(part) / len(rows), objective(model, batch_of(part, decoder.device), cfg, step)
 
     def loss(batch: Batch, config: OFAConfig, step: Tensor) -> Objective:
         return objective(model, batch, config, step)
@@ -133,11 +112,11 @@ def fit(
     lm.eval()
     try:
         weights = [norm.module.weight for norm in report.norms]
-        if _captures(decoder, cfg, lengths, at_once):
-            host = partial(batch_of, device=torch.device("cpu"))
+        if _captures(decoder, cfg, examples.lengths):
+            host = partial(examples.batch, device=torch.device("cpu"))
             step = Captured(weights, loss, host, cfg, CudaGraphs(decoder.device))
         else:
-            step = Uncaptured(weights, passes, cfg.weight_decay)
+            step = Uncaptured(weights, passes_of(model, examples, cfg), cfg.weight_decay)
         kept = None
         if checkpoint is not None:
             of_classes = task.target_ids(tokenizer)

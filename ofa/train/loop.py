@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass, field
-from itertools import islice
 
 from ofa.config import Schedule
 from ofa.loss.objective import TERMS
@@ -32,9 +31,10 @@ def _describe(row: dict) -> str:
     return "  ".join(f"{symbol} {value:.4g}" for symbol, value in shown if value is not None)
 
 
-def _stopped(step: int, n_steps: int, checkpoint: Checkpoint | None) -> str:
+def stopped(n_taken: int, n_steps: int, checkpoint: Checkpoint | None) -> str:
+    """What is said after Ctrl-C."""
     kept = f"; it is kept in {checkpoint.path}, and the same run goes on from there" if checkpoint else ""
-    return f"stopped after {step + 1} of {n_steps} steps{kept}"
+    return f"stopped after {n_taken} of {n_steps} steps{kept}"
 
 
 def train(
@@ -62,12 +62,11 @@ def train(
         CheckpointError: the checkpoint is damaged or of another run.
         KeyboardInterrupt: Ctrl-C; the step was finished, and written to the checkpoint.
     """
-    factor, n_steps = schedule.factor(n_examples), schedule.n_steps(n_examples)
-    if schedule.max_steps is not None:
-        n_steps = min(n_steps, schedule.max_steps)
+    steps = schedule.steps(n_examples)
+    n_steps = len(steps)
     result = FitResult(checkpoint.load(step.weights, step.optimizer) if checkpoint else [])
-    batches = list(islice(enumerate(schedule.batches(n_examples)), len(result.history), n_steps))
-    upcoming = [*(rows for _, (_, rows) in batches[1:]), None]
+    batches = list(enumerate(steps))[len(result.history) :]
+    upcoming = [*(rows for _, (_, rows, _) in batches[1:]), None]
     step.begin()
     begin = time.perf_counter()
     try:
@@ -75,8 +74,7 @@ def train(
             if result.history and progress:
                 bar.console.print(f"going on after {len(result.history)} of {n_steps} steps", highlight=False)
             line = bar.add_task("adapting", total=n_steps, completed=len(result.history), info="")
-            for (number, (epoch, rows)), following in zip(batches, upcoming, strict=False):
-                lr = schedule.lr * factor(number)
+            for (number, (epoch, rows, lr)), following in zip(batches, upcoming, strict=False):
                 values = step.take(number, rows, lr, following)
                 result.history.append({"step": number, "epoch": epoch, "lr": lr, **values})
                 bar.update(line, advance=1, info=_describe(result.history[-1]))
@@ -84,7 +82,7 @@ def train(
                 if checkpoint and (last or (number + 1) % checkpoint.every == 0):
                     checkpoint.save(step.weights, step.optimizer, result.history)
                 if interrupted.is_set():
-                    raise KeyboardInterrupt(_stopped(number, n_steps, checkpoint))
+                    raise KeyboardInterrupt(stopped(number + 1, n_steps, checkpoint))
     except NonFiniteError:
         step.put_back()
         raise

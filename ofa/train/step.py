@@ -33,6 +33,26 @@ def check_finite(step: int, values: dict[str, float | None], largest: float) -> 
             )
 
 
+def summed(
+    passes: Iterable[tuple[float, Objective]], weights: Sequence[Tensor]
+) -> tuple[dict[str, float | None], list[Tensor]]:
+    """The loss and its terms by name, and the weights' gradients, summed over passes by their shares."""
+    values: dict[str, float | None] = {}
+    gradients: list[Tensor] = []
+    for share, objective in passes:
+        parts = torch.autograd.grad(objective.loss, weights)
+        scalars = {"loss": objective.loss, **objective.terms()}
+        if share == 1:
+            return {name: None if t is None else t.item() for name, t in scalars.items()}, list(parts)
+        if not gradients:
+            gradients = [torch.zeros_like(weight) for weight in weights]
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.add_(part, alpha=share)
+        for name, value in scalars.items():
+            values[name] = None if value is None else (values.get(name) or 0.0) + share * value.item()
+    return values, gradients
+
+
 class Step(ABC):
     """How the weights are trained, one step after the other.
 
@@ -97,7 +117,7 @@ class Uncaptured(Step):
         self, step: int, rows: list[int], lr: float, upcoming: list[int] | None = None
     ) -> dict[str, float | None]:
         """As in `Step`; nothing is prepared."""
-        values, gradients = self._gradients(self.passes(step, rows))
+        values, gradients = summed(self.passes(step, rows), self.weights)
         largest = torch.stack([gradient.abs().max() for gradient in gradients]).max().item()
         check_finite(step, values, largest)
         for saved, weight, gradient in zip(self.good, self.weights, gradients, strict=True):
@@ -106,22 +126,3 @@ class Uncaptured(Step):
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         return values
-
-    def _gradients(
-        self, passes: Iterable[tuple[float, Objective]]
-    ) -> tuple[dict[str, float | None], list[Tensor]]:
-        """The loss and its terms by name, and the gradients, summed over the passes by their shares."""
-        values: dict[str, float | None] = {}
-        gradients: list[Tensor] = []
-        for share, objective in passes:
-            parts = torch.autograd.grad(objective.loss, self.weights)
-            scalars = {"loss": objective.loss, **objective.terms()}
-            if share == 1:
-                return {name: None if t is None else t.item() for name, t in scalars.items()}, list(parts)
-            if not gradients:
-                gradients = [torch.zeros_like(weight) for weight in self.weights]
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.add_(part, alpha=share)
-            for name, value in scalars.items():
-                values[name] = None if value is None else (values.get(name) or 0.0) + share * value.item()
-        return values, gradients

@@ -20,9 +20,9 @@ def files_of_the_stack():
 
 
 def watched(name, kernel, opened):
-    def call(*args):
+    def call(*args, **options):
         opened[name] = files_of_the_stack()
-        return kernel(*args)
+        return kernel(*args, **options)
 
     return call
 

@@ -17,7 +17,7 @@ from ofa.loss import sharpness as sharpness_module
 from ofa.loss.objective import objective
 from ofa.passes.packing import Packing, packed
 from ofa.scoring import score
-from ofa.train import fit as trainer
+from ofa.train import memory
 from ofa.train.hf import OFATrainer
 from tests.ofa.conftest import LABELS, TEXTS, build_llama
 from tests.ofa.decoder.test_families import build
@@ -230,7 +230,7 @@ def test_a_batch_in_parts_has_the_same_gradient(tokenizer, shots, monkeypatch):
         return result.history, [norm.module.weight.detach() for norm in ofa.patch_model(model).norms]
 
     history, gammas = run()
-    monkeypatch.setattr(trainer, "ACTIVATION_BYTES", 60 * trainer._bytes_per_token(Decoder.of(build_llama())))
+    monkeypatch.setattr(memory, "ACTIVATION_BYTES", 60 * memory.bytes_per_token(Decoder.of(build_llama())))
     in_parts, split = run()
     for found, expected in zip(in_parts, history, strict=True):
         assert found == pytest.approx(expected, rel=1e-10)

@@ -9,6 +9,7 @@ from transformers import LlamaForSequenceClassification, OPTConfig, OPTForCausal
 import ofa
 import ofa_kernels
 from ofa.decoder.norms import RMSNorm
+from ofa.decoder.patch import base_gammas, borrowed, set_gammas
 from ofa.decoder.view import Decoder
 from ofa_kernels import rms_norm
 from tests.ofa.conftest import build_llama, make_batch
@@ -218,3 +219,45 @@ def test_virtual_tokens_are_refused():
     wrapped = peft.get_peft_model(build_llama(torch.float32), config)
     with pytest.raises(ValueError, match="PROMPT_TUNING of PEFT can't be combined"):
         ofa.patch_model(wrapped)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_base_models_gamma_is_known_while_another_is_in_it(dtype):
+    model = build_llama(dtype)
+    expected = [norm.weight.detach().clone() for *_, norm in Decoder.of(model).named_norms()]
+    unpatched = base_gammas(model)
+    ofa.patch_model(model)
+    set_gammas(model, [torch.rand(24) for _ in expected])
+    for found in (unpatched, base_gammas(model)):
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == dtype and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_borrowed_model_is_given_back(patched):
+    model = build_llama().train()
+    model.lm_head.eval()
+    model.lm_head.requires_grad_(False)
+    if patched:
+        report = ofa.patch_model(model)
+        model.model.norm.weight.data.mul_(2)
+        model.lm_head.requires_grad_(True)  # until the patch is undone
+        report.norms[0].module.weight.requires_grad_(False)
+
+    def state():
+        parameters = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
+        return parameters, [(type(module), module.training) for module in model.modules()]
+
+    before, numbers = state(), {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="in the midst"), borrowed(model) as lent:
+        assert not any(module.training for module in model.modules())
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert {id(p) for p in trained} == {id(norm.module.weight) for norm in lent.norms}
+        lent.norms[1].module.weight.data.zero_()
+        raise RuntimeError("in the midst")
+    assert state() == before
+    assert all(torch.equal(t, numbers[name]) for name, t in model.state_dict().items())
+    if patched:
+        report.undo()
+        flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        assert not flags.pop("lm_head.weight") and all(flags.values())

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from ofa.train.adamw import AdamWUpdate
+from ofa.train.adapter_stack import AdapterStack
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -30,3 +31,35 @@ def test_updates_are_those_of_pytorch_to_the_bit(dtype, weight_decay):
         assert all(
             torch.equal(states[0][name], states[1][name]) for name in ("step", "exp_avg", "exp_avg_sq")
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_many_adapters_are_each_updated_as_pytorch_updates_one(dtype):
+    """To the bit, with rates, decays and counts of their own, also for those that join later and leave."""
+    start = torch.randn(3, 24, dtype=dtype)  # three norms
+    rates, decays, joined = (1e-2, 3e-3, 0.5), (0.0, 0.1, 1e-3), (0, 0, 7)
+    alone = [[row.clone().requires_grad_() for row in start] for _ in rates]
+    optimizers = [
+        torch.optim.AdamW(weights, weight_decay=d) for weights, d in zip(alone, decays, strict=True)
+    ]
+    stack, present, good = AdapterStack.of(start, 2), [0, 1], None
+    for step in range(20):
+        if step == 7:
+            stack.join(AdapterStack.of(start, 1))
+            present = [0, 1, 2]
+        if step == 15:
+            stack.keep([0, 2])
+            present = [0, 2]
+        gradients = torch.randn(3, len(present), 24, dtype=dtype) * 10 ** torch.randn(3, len(present), 1)
+        gradients = gradients.to(dtype)
+        lrs = [rates[i] * (step % 4) for i in present]
+        good = [[weight.detach().clone() for weight in alone[i]] for i in present]
+        for a, i in enumerate(present):
+            optimizers[i].param_groups[0]["lr"] = lrs[a]
+            for weight, gradient in zip(alone[i], gradients[:, a], strict=True):
+                weight.grad = gradient.clone()
+            optimizers[i].step()
+        stack.update(gradients, [step + 1 - joined[i] for i in present], lrs, [decays[i] for i in present])
+        for a, i in enumerate(present):
+            assert torch.equal(stack.gammas[:, a], torch.stack(list(alone[i])))
+            assert torch.equal(stack.good[:, a], torch.stack(good[a]))

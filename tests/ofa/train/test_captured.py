@@ -10,7 +10,7 @@ from ofa.config import OFAConfig
 from ofa.decoder.view import Decoder
 from ofa.loss.objective import Objective, objective
 from ofa.passes.packing import packed
-from ofa.train import captured
+from ofa.train import captured, memory
 from ofa.train import fit as trainer
 from ofa.train.captured import why_not_captured
 from ofa.train.checkpoint import CheckpointError
@@ -236,7 +236,7 @@ def test_the_cpu_is_no_place_for_graphs(problem):
 
 def test_a_batch_in_parts_is_not_captured(problem, monkeypatch):
     stand_in(monkeypatch)
-    monkeypatch.setattr(trainer, "ACTIVATION_BYTES", 2**16)
+    monkeypatch.setattr(memory, "ACTIVATION_BYTES", 2**16)
     with pytest.raises(ValueError, match=r"may take more than .* GiB and be run in parts"):
         run(*problem, replace(OFA, cuda_graph=True))
 

@@ -8,6 +8,7 @@ from ofa.config import OFAConfig
 from ofa.decoder.view import Decoder
 from ofa.loss.objective import Objective, objective
 from ofa.train import fit as trainer
+from ofa.train import memory
 from ofa.train.loop import NonFiniteError
 from tests.ofa.conftest import build_llama
 
@@ -184,7 +185,7 @@ def test_a_batch_too_large_to_run_at_once_gives_the_same(tokenizer, task, shots,
     monkeypatch.setattr(trainer, "objective", spy)
     longest = 60  # tokens: two or three of the prompts
     monkeypatch.setattr(
-        trainer, "ACTIVATION_BYTES", longest * trainer._bytes_per_token(Decoder.of(build_llama()))
+        memory, "ACTIVATION_BYTES", longest * memory.bytes_per_token(Decoder.of(build_llama()))
     )
     in_parts, split = run()
     assert max(sizes) < 6 and sum(sizes) == 3 * 6

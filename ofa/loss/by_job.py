@@ -1,0 +1,89 @@
+"""The losses of several jobs, each with its own γ, weights and probes, from one pass over their examples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import ofa_kernels
+from ofa.config import OFAConfig
+from ofa.data.words import cross_entropies
+from ofa.decoder.quantised import check_derivatives
+from ofa.decoder.view import Decoder
+from ofa.loss.objective import Objective, n_probes_at, probed_layers
+from ofa.passes.fast import stacked_pass
+from ofa.passes.layer import Probes
+from ofa.passes.packing import Batch
+from ofa.passes.row_weights import RowWeights
+from ofa_kernels import mix
+
+
+@dataclass(frozen=True)
+class JobExamples:
+    """What a pass has of one job: so many examples, one after the other, at a step of it."""
+
+    config: OFAConfig
+    step: int
+    n_examples: int
+
+
+def _probes(decoder: Decoder, batch: Batch, jobs: Sequence[JobExamples]) -> Probes | None:
+    (n_probes,) = {n_probes_at(job.config, job.step) for job in jobs}
+    if not n_probes:
+        return None
+    device = batch["example_ids"].device
+    seeds = torch.tensor([mix(job.config.seed, job.step) for job in jobs], dtype=torch.uint64)
+    sizes = torch.tensor([job.n_examples for job in jobs])
+    of_examples = seeds.view(torch.int64).repeat_interleave(sizes).to(device)
+    return Probes(probed_layers(decoder), n_probes, of_examples, batch["example_ids"])
+
+
+def _step_ratios(z: Tensor, jobs: Sequence[JobExamples]) -> Tensor:
+    """J of each example [B]; 0 for those of jobs without the term."""
+    asked = torch.tensor([job.config.lambda_step != 0 for job in jobs for _ in range(job.n_examples)])
+    rows = asked.nonzero()[:, 0].to(z.device)
+    _, ratios = ofa_kernels.step_ratio(z if asked.all() else z[:, rows], per_step=True)
+    totals = ratios.sum(0)
+    return totals if asked.all() else totals.new_zeros(len(asked)).index_copy(0, rows, totals)
+
+
+def job_objectives(
+    decoder: Decoder, batch: Batch, weights: RowWeights, jobs: Sequence[JobExamples]
+) -> Objective:
+    """CE + λ_J J + λ_H H of several jobs, each the mean over its own examples; see `objective`.
+
+    No number of a job depends on another job, and neither does the gradient of a sum over the jobs.
+
+    Args:
+        decoder: the view of a model that has a stacked form.
+        batch: as in `objective`, with `example_ids`; the examples of the first job, of the second, and so on.
+        weights: the γ of every example.
+        jobs: whose examples they are; all of them have the same number of probes at their steps.
+
+    Returns:
+        Loss and terms, each [jobs]; a term that no job has is None, and for a job without it there is a 0.
+
+    Raises:
+        ValueError: shapes don't fit, or a quantised layer drops derivatives.
+    """
+    check_derivatives(decoder.lm, own_layers=False)
+    ran = stacked_pass(decoder, batch, _probes(decoder, batch, jobs), weights)
+    sizes = torch.tensor([job.n_examples for job in jobs], device=ran.z.device)
+
+    def by_job(of_examples: Tensor) -> Tensor:
+        # not by a matrix product, which would spread a NaN over all jobs; unsafe: a GPU is not waited for
+        return torch.segment_reduce(of_examples, "mean", lengths=sizes, unsafe=True)
+
+    def column(weights: list[float]) -> Tensor:
+        return torch.tensor(weights, dtype=nll.dtype, device=nll.device)
+
+    loss = nll = by_job(cross_entropies(ran.logits, ran.following, batch["labels"]))
+    ratio = sharp = None
+    if any(job.config.lambda_step for job in jobs):
+        ratio = by_job(_step_ratios(ran.z, jobs))
+        loss = loss + column([job.config.lambda_step for job in jobs]) * ratio
+    if ran.products is not None:
+        sharp = by_job(-ran.products.mean((0, 1)))
+        loss = loss + column([job.config.lambda_sharp * job.config.sharpness_every for job in jobs]) * sharp
+    return Objective(loss, nll, ratio, sharp)
