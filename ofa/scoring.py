@@ -43,11 +43,16 @@ def _common_prefix(prompts: Sequence[list[int]]) -> int:
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
-def _batches(lengths: Sequence[int], shared: int) -> list[list[int]]:
-    """Indices in order of length, as many together as the limits allow."""
-    batches: list[list[int]] = []
+def batches(lengths: Sequence[int], shared: int) -> list[list[int]]:
+    """Indices in order of length, as many together as the limits allow.
+
+    Args:
+        lengths: tokens of each prompt after the shared beginning.
+        shared: tokens of that beginning.
+    """
+    found: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        rows = batches[-1] if batches else None
+        rows = found[-1] if found else None
         if (
             rows
             and len(rows) < ROWS_PER_BATCH
@@ -55,8 +60,8 @@ def _batches(lengths: Sequence[int], shared: int) -> list[list[int]]:
         ):
             rows.append(i)
         else:
-            batches.append([i])
-    return batches
+            found.append([i])
+    return found
 
 
 @torch.no_grad()
@@ -104,6 +109,21 @@ def score(
     prompts = [task.encode(tokenizer, text, limit, before) for text in texts]
     n_truncated = count_truncated(prompts)
     ids = [prompt.ids for prompt in prompts]
+    return Scores(prompt_log_probs(decoder, ids, words, track, prefix, patch), n_truncated)
+
+
+def prompt_log_probs(
+    decoder: Decoder,
+    ids: Sequence[list[int]],
+    words: Sequence[list[int]],
+    track: Callable[[Iterable], Iterable] = iter,
+    prefix: tuple[list[int], TokenStates] | None = None,
+    patch: ActivationPatch | None = None,
+) -> Tensor:
+    """[prompts, words] log-probabilities over label words, from their tokens and those of the prompts.
+
+    Run it without gradients and autocast; arguments and errors as in `score`.
+    """
     if prefix is None:
         shared = _common_prefix(ids) if len(ids) > 1 else 0
         seen = token_states(decoder, pad([ids[0][:shared]], decoder.device)) if shared else None
@@ -115,12 +135,12 @@ def score(
                 "begin with a word"
             )
     result = torch.empty(len(ids), len(words))
-    for rows in track(_batches([len(i) - shared for i in ids], shared)):
+    for rows in track(batches([len(i) - shared for i in ids], shared)):
         log_probs = _word_log_probs(decoder, [ids[i][shared:] for i in rows], words, seen, patch)
         result[rows] = log_probs.log_softmax(-1).cpu()
     if not torch.isfinite(result).all():
         raise FloatingPointError("the model's logits are NaN or infinite; load it in float32 or bfloat16")
-    return Scores(result, n_truncated)
+    return result
 
 
 def _word_log_probs(

@@ -1,7 +1,7 @@
 """Padded batches as packed rows, one a real token, the prediction tokens first; and back for attention."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -76,7 +76,8 @@ class Packing:
         following: [B, L - 1], the rows that predict a label's tokens after its first; without a label of
             several tokens, [B, 0].
         row_of: [B, S], which row stands at a place; at padding, a row of the same example.
-        place_of: [R], the inverse: the place of a row in [B * S].
+        place_of: [R], the inverse: the place of a row in [B * S]; of a shared row (see `SharedPacking`) the
+            first.
     """
 
     input_ids: Tensor
@@ -92,6 +93,11 @@ class Packing:
     def n_examples(self) -> int:
         """B."""
         return self.lengths.shape[0]
+
+    @property
+    def example_of(self) -> Tensor:
+        """[R], the example that a row belongs to."""
+        return self.place_of // self.row_of.shape[1]
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> "Packing":
@@ -145,13 +151,12 @@ class Packing:
         place_of = self.place_of + self.place_of // before * n_places
         padding = F.pad(self.real, (0, n_places)).logical_not().flatten().nonzero()[:1, 0]  # one, if any
         prediction = torch.arange(n_examples, device=self.row_of.device)[:, None]
-        return Packing(
-            torch.cat([self.input_ids, self.input_ids[:1].expand(n_added)]),
-            torch.cat([self.positions, self.positions[:1].expand(n_added)]),
-            self.lengths,
+        return replace(
+            self,
+            input_ids=torch.cat([self.input_ids, self.input_ids[:1].expand(n_added)]),
+            positions=torch.cat([self.positions, self.positions[:1].expand(n_added)]),
             real=F.pad(self.real, (0, n_places)),
             seen=F.pad(self.seen, (0, n_places)),
-            following=self.following,
             row_of=torch.cat([self.row_of, prediction.expand(-1, n_places)], 1),
             place_of=torch.cat([place_of, padding.expand(n_added)]),
         )

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ofa.decoder.patch import PatchReport, patch_model
+from ofa.decoder.patch import PatchReport, base_gammas, patch_model, set_gammas
 from ofa.decoder.view import Decoder
 from ofa.models import source_of
 
@@ -117,17 +117,31 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> PatchReport:
         ValueError: the adapter is of another kind, is damaged, or doesn't fit the model (the tensor is
             named); the model is then unchanged.
     """
+    gammas = read_gammas(model, path)
+    report = patch_model(model)
+    set_gammas(model, gammas)
+    return report
+
+
+def read_gammas(model: nn.Module, path: str | os.PathLike) -> list[Tensor]:
+    """An adapter's γ, checked, without putting them into the model.
+
+    Args:
+        model: the base model, of a supported family, patched or not.
+        path: as for `load_adapter`, which has the same errors and warns of the same.
+
+    Returns:
+        A tensor a norm, in the order of `patch_model(model).norms`; of a norm that was not tuned, the base
+        model's.
+    """
     path = Path(path)
     config = read_config(path, PEFT_CONFIG)
     if config.get("peft_type") != "LN_TUNING":
         raise ValueError(f"{path} holds a {config.get('peft_type')} adapter; only LN_TUNING can be loaded")
     weights = _read_weights(path, config, model)
     _warn_of_another_base(model, path)
-    report = patch_model(model)
-    with torch.no_grad():
-        for norm in report.norms:
-            norm.module.weight.copy_(weights.get(norm.name, norm.original_weight))
-    return report
+    names = [name for name, *_ in Decoder.of(model).named_norms()]
+    return [weights.get(name, base) for name, base in zip(names, base_gammas(model), strict=True)]
 
 
 def _warn_of_another_base(model: nn.Module, path: Path) -> None:
@@ -139,7 +153,7 @@ def _warn_of_another_base(model: nn.Module, path: Path) -> None:
         warnings.warn(
             f"{path} was trained on {recorded['name']} (SHA-256 {recorded['sha256'][:12]}…), and this model "
             f"is {present.name} ({present.sha256[:12]}…): the shapes fit, but expect other results",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -89,7 +89,7 @@ def test_nan_is_no_prediction(llama, tokenizer, task):
 def test_long_prompts_come_in_smaller_batches(monkeypatch):
     monkeypatch.setattr(scoring, "ROWS_PER_BATCH", 3)
     monkeypatch.setattr(scoring, "TOKENS_PER_BATCH", 40)
-    assert scoring._batches([50, 1, 9, 1, 1, 1, 30], shared=10) == [[1, 3, 4], [5, 2], [6], [0]]
+    assert scoring.batches([50, 1, 9, 1, 1, 1, 30], shared=10) == [[1, 3, 4], [5, 2], [6], [0]]
 
 
 @pytest.mark.parametrize("n_shots", [0, 2])

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import ofa
+from ofa.save.adapter import read_gammas
 from tests.ofa.conftest import build_llama, make_batch
 
 NORMS = ["input_layernorm", "post_attention_layernorm", "norm"]
@@ -219,6 +220,24 @@ def test_an_adapter_of_some_norms_leaves_nothing_of_the_one_before(folder, tmp_p
     ofa.load_adapter(model, folder)
     ofa.load_adapter(model, tmp_path / "some")
     assert torch.equal(logits(model), logits(theirs))
+
+
+def test_gamma_is_read_without_a_change_of_the_model(tmp_path):
+    config = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm"])
+    theirs = peft.get_peft_model(build_llama(torch.float32), config)
+    disturb([p for p in theirs.parameters() if p.requires_grad])
+    theirs.save_pretrained(tmp_path)
+    ofa.patch_model(theirs)
+    model = build_llama(torch.float32)
+    expected = [norm.module.weight for norm in ofa.patch_model(theirs).norms]
+    for patched in (False, True):  # with other γ in it
+        if patched:
+            disturb([norm.module.weight for norm in ofa.patch_model(model).norms])
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for found, gamma in zip(read_gammas(model, tmp_path), expected, strict=True):
+            assert torch.equal(found, gamma)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert ("_ofa_patch" in model.model.__dict__) == patched
 
 
 def test_weights_that_are_not_saved_are_named(tmp_path):
