@@ -10,6 +10,7 @@ from ofa.moved import MOVED, MovedModules
 if TYPE_CHECKING:
     __version__: str
     from ofa import models
+    from ofa.bank import AdapterBank
     from ofa.classifier import FewShotClassifier, load
     from ofa.config import OFAConfig
     from ofa.data.batch import collate, features
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from ofa.save.export import export_merged
     from ofa.save.lm_eval import lm_eval_task
     from ofa.train.fit import fit
+    from ofa.train.fit_many import fit_many
     from ofa.train.hf import OFATrainer
+    from ofa.train.job import Job
 
 __all__ = [
+    "AdapterBank",
     "FewShotClassifier",
+    "Job",
     "OFAConfig",
     "OFATrainer",
     "Task",
@@ -34,6 +39,7 @@ __all__ = [
     "export_merged",
     "features",
     "fit",
+    "fit_many",
     "lm_eval_task",
     "load",
     "load_adapter",
@@ -48,7 +54,9 @@ __all__ = [
 
 # imported when they are first asked for: PyTorch and transformers take seconds, `ofa --help` needs neither
 _MODULES = {
+    "AdapterBank": "bank",
     "FewShotClassifier": "classifier",
+    "Job": "train.job",
     "OFAConfig": "config",
     "OFATrainer": "train.hf",
     "Task": "data.task",
@@ -56,6 +64,7 @@ _MODULES = {
     "export_merged": "save.export",
     "features": "data.batch",
     "fit": "train.fit",
+    "fit_many": "train.fit_many",
     "lm_eval_task": "save.lm_eval",
     "load": "classifier",
     "load_adapter": "save.adapter",

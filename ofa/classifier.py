@@ -3,7 +3,8 @@
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict
+from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -12,20 +13,24 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa import models
-from ofa.config import OFAConfig
+from ofa.config import OFAConfig, check_count
 from ofa.data.inputs import as_labels, as_texts
 from ofa.data.labels import Classes
 from ofa.data.languages import warn_of_unknown_language
 from ofa.data.task import Task
 from ofa.decoder.patch import patch_model, set_gammas
+from ofa.members import COMBINATIONS, GAMMA, PROBABILITIES, mean_scores, train_members
 from ofa.progress import progress_bar, tracker
 from ofa.save.adapter import OFA_CONFIG, load_adapter, read_config, save_adapter
+from ofa.save.task_record import recorded_task, task_record
 from ofa.scoring import Scores, score
+from ofa.selection import cross_validated
 from ofa.train.fit import fit
+from ofa.train.job import Job
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -47,15 +52,26 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         progress: show progress bars.
         whole_words: train on and score all tokens of the label words; False: their first alone. None: all
             where the first can't tell the words apart, with a warning.
-        warm_start: a second `fit` goes on from the γ of the first.
+        warm_start: a second `fit` goes on from the γ of the first, with every member. A cross-validation
+            starts from the base model all the same, since that γ may have seen what it holds out.
+        select: None, or `"cv"` to choose learning rate and λ by cross-validation on the shots alone, among
+            `ofa.selection.candidates(config)`, before they are trained on.
+        n_members: trainings, which differ in their seed (`config.seed` + 0, 1, …) and run together.
+        combine: `"gamma"`: the mean of the members' γ is one adapter like any other. `"probabilities"`: the
+            mean of their probabilities, at the cost of as many predictions.
 
     Attributes:
         classes_: the labels, sorted; the columns of `predict_proba`.
         task_: template and label words, in the order of `classes_`.
-        gamma_: the adapted γ, a tensor a norm, on the CPU.
+        gamma_: the adapted γ, a tensor a norm, on the CPU; the mean of the members'.
+        members_: the γ of each member.
+        selected_: the settings that were trained with; after `select="cv"` those that it chose.
+        selection_: with `select="cv"` a dict a candidate with its settings, `log_loss` and `accuracy` on
+            held-out shots and their standard errors (`log_loss_stderr`, …); else empty.
         model_: the loaded model with this γ in it; before `fit`, with the γ of the base model.
         tokenizer_: the model's.
-        result_: the `FitResult` of the last `fit`; an adapter that was loaded has none.
+        result_: the `FitResult` of the last `fit`, its numbers the members' means; an adapter that was
+            loaded has none.
     """
 
     # the model that a name stands for, once it is loaded; shared by clones
@@ -72,6 +88,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         progress: bool = True,
         whole_words: bool | None = None,
         warm_start: bool = False,
+        select: str | None = None,
+        n_members: int = 1,
+        combine: str = GAMMA,
     ):
         self.model = model
         self.label_words = label_words
@@ -82,6 +101,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.progress = progress
         self.whole_words = whole_words
         self.warm_start = warm_start
+        self.select = select
+        self.n_members = n_members
+        self.combine = combine
 
     def fit(
         self, X: Iterable[str], y: Iterable[Hashable], checkpoint: str | os.PathLike | None = None
@@ -91,15 +113,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Args:
             X: texts: a list, tuple, generator, array or column of a table.
             y: a label each, of any type that can be hashed; see `label_words`.
-            checkpoint: where the run is kept; one that was stopped goes on where it was, see `ofa.fit`.
+            checkpoint: where the run is kept; one that was stopped goes on where it was, see `ofa.fit`. A
+                cross-validation is kept beside it, in a file of the same name that ends in
+                `.selection.safetensors`.
 
         Raises:
             TypeError: a single string instead of a list, or a text that is no string.
             ValueError: lengths differ, a label is missing or unknown, a text is empty, the template has no
-                `{text}`, or label words collide.
+                `{text}`, label words collide, a class has too few shots for `select`, or `select`,
+                `n_members` or `combine` is none of what there is.
             SourceError: the model can't be reached.
             NonFiniteError: the loss became NaN or infinite.
         """
+        self._check_settings()
         texts, labels = as_texts(X), as_labels(y)
         if len(texts) != len(labels):
             raise ValueError(
@@ -112,10 +138,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         shots = [{"text": t, "label": n} for t, n in zip(texts, classes.numbers(labels), strict=True)]
         model, tokenizer = self._loaded()
         warn_of_unknown_language(tokenizer, texts)
+        job, rows = Job(task, shots, self.config or OFAConfig()), []
+        if self.select is not None:
+            place = None if checkpoint is None else Path(checkpoint).with_suffix(".selection.safetensors")
+            set_gammas(model)
+            chosen = cross_validated(model, tokenizer, job, self.progress, place)
+            job, rows = replace(job, config=chosen.config), chosen.rows
         set_gammas(model, getattr(self, "gamma_", None) if self.warm_start else None)
-        result = fit(model, tokenizer, task, shots, self.config, self.progress, checkpoint=checkpoint)
-        self._keep(task, classes)
-        self.result_ = result
+        if self.n_members == 1:
+            result = fit(model, tokenizer, task, shots, job.config, self.progress, checkpoint=checkpoint)
+            self._keep(task, classes)
+        else:
+            members = train_members(model, tokenizer, job, self.n_members, self.progress, checkpoint)
+            set_gammas(model, members.mean_gamma)
+            result = members.result
+            self._keep(task, classes, members.gammas)
+        self.result_, self.selected_, self.selection_ = result, job.config, rows
         return self
 
     def label_scores(self, texts: Iterable[str], shots: Sequence[dict] = (), name: str = "scoring") -> Scores:
@@ -137,8 +175,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             if isinstance(words, Mapping):
                 words = Classes.of((), words).words
             task = self._task(words)
+        (model, tokenizer), scores = self._loaded(), []
         with progress_bar(self.progress) as bar:
-            return score(self.model_, self.tokenizer_, task, texts, shots, tracker(bar, name))
+            for gamma in self._gammas():
+                set_gammas(model, gamma)
+                scores.append(score(model, tokenizer, task, texts, shots, tracker(bar, name)))
+        return mean_scores(scores)
 
     def predict_proba(self, X: Iterable[str]) -> np.ndarray:
         """[texts, classes] probabilities over the label words, in the order of `classes_`.
@@ -170,14 +212,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             NotFittedError: there was no `fit`.
-            ValueError: JSON can't hold the labels.
+            ValueError: JSON can't hold the labels, or probabilities of several members are combined.
         """
         check_is_fitted(self)
-        metadata = {
-            "task": asdict(self.task_),
-            "config": (self.config or OFAConfig()).settings(),
-            "labels": _record_of(self.classes_.tolist(), self.task_.label_words),
-        }
+        if self.combine == PROBABILITIES and len(self.members_) > 1:
+            raise ValueError(
+                f"an adapter holds one γ, and this classifier predicts with {len(self.members_)}; "
+                "set_params(combine='gamma') saves their mean, which is not quite the same classifier"
+            )
+        metadata = task_record(self.task_, self.classes_.tolist())
+        metadata["config"] = self.selected_.settings()
         save_adapter(self.model_, path, metadata)
 
     @property
@@ -210,11 +254,25 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             task = task.told_apart(self.tokenizer_)
         return task
 
-    def _keep(self, task: Task, classes: Classes) -> None:
-        """Be fitted: with the model's present γ."""
+    def _keep(self, task: Task, classes: Classes, members: list[list[Tensor]] | None = None) -> None:
+        """Be fitted: with the model's present γ, which is that of the members, or of the only one."""
         norms = patch_model(self._loaded()[0]).norms
         self.gamma_ = [norm.module.weight.detach().to("cpu", copy=True) for norm in norms]
+        self.members_ = members or [self.gamma_]
         self.task_, self.classes_ = task, classes.array()
+
+    def _gammas(self) -> Sequence[list[Tensor] | None]:
+        """What predicts: one γ, or that of each member; None is the base model's."""
+        if not hasattr(self, "gamma_"):
+            return [None]
+        return self.members_ if self.combine == PROBABILITIES else [self.gamma_]
+
+    def _check_settings(self) -> None:
+        if self.select not in (None, "cv"):
+            raise ValueError(f"select must be None or 'cv', got {self.select!r}")
+        if self.combine not in COMBINATIONS:
+            raise ValueError(f"combine must be one of {COMBINATIONS}, got {self.combine!r}")
+        check_count("n_members", self.n_members)
 
     def __sklearn_clone__(self) -> "FewShotClassifier":
         # copies of a model would fill the memory, and since each classifier keeps its own γ, one will do
@@ -236,29 +294,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def _record_of(labels: list[Hashable], words: Sequence[str]) -> str | list:
-    """Labels as an adapter's JSON holds them."""
-    if labels == list(words):
-        return "words"
-    if [*map(repr, labels)] == [*map(repr, range(len(words)))]:
-        return "numbers"
-    for label in labels:
-        if type(label) not in (bool, int, float, str):
-            raise ValueError(
-                f"the label {label!r} is a {type(label).__name__}, which an adapter's JSON can't hold; fit "
-                "with strings, numbers or booleans, or save γ alone: ofa.save_adapter(model_, path)"
-            )
-    return labels
-
-
-def _classes_of(record: str | list, words: Sequence[str]) -> Classes:
-    """The inverse of `_record_of`."""
-    labels = {"words": words, "numbers": range(len(words))}[record] if isinstance(record, str) else record
-    if len(labels) != len(words):
-        raise TypeError(f"{len(labels)} labels for {len(words)} words")
-    return Classes(tuple(labels), tuple(words))
-
-
 def load(path: str | os.PathLike, model: str | None = None, progress: bool = True) -> FewShotClassifier:
     """The fitted classifier of an adapter folder: its model, γ, template, label words and classes.
 
@@ -273,27 +308,23 @@ def load(path: str | os.PathLike, model: str | None = None, progress: bool = Tru
         SourceError: the model can't be reached.
     """
     record = read_config(path)
-    if "task" not in record:
-        raise ValueError(
-            f"{path} holds γ but no template and label words, as ofa.save_adapter writes it; give a folder "
-            "of ofa adapt or FewShotClassifier.save, or use ofa.load_adapter(model, path)"
-        )
+    task, classes = recorded_task(record, path)
     try:
-        recorded, config, task = record["model"], OFAConfig(**record["config"]), Task(**record["task"])
+        recorded, config = record["model"], OFAConfig(**record["config"])
         name, dtype = model or recorded["name"], getattr(torch, recorded["dtype"])
-        classes = _classes_of(record["labels"], task.label_words)
-        words = task.label_words
-        if not isinstance(record["labels"], str):
-            words = dict(zip(classes.labels, words, strict=True))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {OFA_CONFIG} is damaged: {error!r}") from None
     if not name:
         raise ValueError(
             f"{path} was made of a model without a name; say where it is: ofa.load(path, model=…)"
         )
+    words = task.label_words
+    if not isinstance(record["labels"], str):
+        words = dict(zip(classes.labels, words, strict=True))
     classifier = FewShotClassifier(
         name, words, task.template, config, dtype=dtype, progress=progress, whole_words=task.whole_words
     )
     load_adapter(classifier._loaded()[0], path)
     classifier._keep(task, classes)
+    classifier.selected_, classifier.selection_ = config, []
     return classifier

@@ -39,6 +39,12 @@ class Dtype(str, Enum):
     float32 = "float32"
 
 
+class Select(str, Enum):
+    """How settings are chosen."""
+
+    cv = "cv"
+
+
 Model = Annotated[str, typer.Option(help="A name, a folder or a hub id.")]
 MovedModel = Annotated[str | None, typer.Option("--model", help="The base model, where it has moved.")]
 ModelType = Annotated[Dtype, typer.Option("--dtype", help="auto: the fastest type of this machine.")]
@@ -143,7 +149,8 @@ def demo(
 
 
 @app.command(
-    epilog="Example: [bold]ofa adapt reviews.csv --template 'Review: {text}\\nLabel:' --out my-adapter[/]"
+    epilog="Example: [bold]ofa adapt reviews.csv --template 'Review: {text}\\nLabel:' --out my-adapter[/]; "
+    "with settings chosen for these shots: [bold]ofa adapt reviews.csv --select cv --members 5[/]"
 )
 def adapt(
     data: Annotated[str, typer.Argument(help=f"{FILES}, of text,label; or a datasets name.")],
@@ -166,6 +173,11 @@ def adapt(
     epochs: Annotated[int, typer.Option(help="Passes over the shots.")] = DEFAULTS.epochs,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = DEFAULTS.batch_size,
     seed: Seed = DEFAULTS.seed,
+    select: Annotated[
+        Select | None,
+        typer.Option(help="cv: try 1, 3 and 10 times --lr, with both weights and without, on the shots."),
+    ] = None,
+    members: Annotated[int, typer.Option(min=1, help="Average so many trainings in one adapter.")] = 1,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     format: FileFormat = None,
@@ -198,6 +210,8 @@ def adapt(
                 batch_size=batch_size,
                 seed=seed,
             ),
+            select=select and select.value,
+            n_members=members,
         )
         command.run(options, out, console)
     _say_how_to_use(out)

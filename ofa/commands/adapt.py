@@ -1,6 +1,7 @@
 """`ofa adapt`: read rows, draw shots, fit, save, and test before and after."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ofa.config import OFAConfig
 from ofa.data.draws import draw_shots, draw_test, number_labels
 from ofa.data.languages import warn_of_unknown_language
 from ofa.data.rows import Reading, read_rows
+from ofa.selection import n_folds
 from ofa.train.history import write_history
 
 
@@ -33,6 +35,8 @@ class Adaptation:
         model: a name, folder or hub id.
         dtype: the model's; None for what is fast.
         config: how to adapt; its seed serves the draws too.
+        select: None, or "cv", as in `FewShotClassifier`.
+        n_members: how many trainings are averaged.
     """
 
     data: str
@@ -44,6 +48,8 @@ class Adaptation:
     model: str
     dtype: torch.dtype | None
     config: OFAConfig
+    select: str | None = None
+    n_members: int = 1
 
 
 def run(options: Adaptation, out: Path, console: Console) -> None:
@@ -55,8 +61,16 @@ def run(options: Adaptation, out: Path, console: Console) -> None:
     n_test = n_to_test(options.test)
     rows, words = number_labels(read_rows(options.data, options.reading), options.label_words or None)
     chosen, held_out = draw(rows, words, options.shots, n_test, options.config.seed, console)
+    if options.select:
+        n_folds(chosen, words)  # which refuses too few shots, before a model is loaded
     classifier = FewShotClassifier(
-        options.model, words, options.template, options.config, dtype=options.dtype
+        options.model,
+        words,
+        options.template,
+        options.config,
+        dtype=options.dtype,
+        select=options.select,
+        n_members=options.n_members,
     )
     adapt_and_test(classifier, words, chosen, held_out, out, console)
 
@@ -140,12 +154,15 @@ def adapt_and_test(
         )
     before = classifier.label_scores(texts, name="zero-shot").accuracy(labels) if test else None
     unfinished = out / "unfinished.safetensors"
+    begin = time.perf_counter()
     classifier.fit([s["text"] for s in shots], [words[s["label"]] for s in shots], unfinished)
-    result = classifier.result_
+    result, seconds = classifier.result_, time.perf_counter() - begin
     classifier.save(out)
     write_history(result.history, out)
-    unfinished.unlink()
-    record = {"seconds_fit": result.seconds, "shots": len(shots), "n_test": len(test)}
+    for file in out.glob("unfinished*.safetensors"):  # a selection has one of its own
+        file.unlink()
+    record = {"seconds_fit": seconds, "shots": len(shots), "n_test": len(test)}
+    record |= {"n_members": len(classifier.members_), "selection": classifier.selection_}
     if test:
         accuracy = classifier.score(texts, [words[label] for label in labels])
         record |= {"accuracy_zero_shot": before, "accuracy": accuracy}
@@ -159,5 +176,5 @@ def adapt_and_test(
         console.print(table)
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     last = result.history[-1]
-    console.print(f"adapted on {len(shots)} texts in {result.seconds:.1f} s, final loss {last['loss']:.4g}")
+    console.print(f"adapted on {len(shots)} texts in {seconds:.1f} s, final loss {last['loss']:.4g}")
     console.print(f"adapter: {out}, with training.json, history.jsonl and history.png", highlight=False)

@@ -24,7 +24,9 @@ from ofa.commands.locks import only_run
 from ofa.compare.cells import PROTOCOLS, Cell, Common, Pool, cells_file, compare, plan, read_cells
 from ofa.compare.methods import METHODS
 from ofa.compare.plots import plot_comparison
+from ofa.compare.statistics import in_set
 from ofa.compare.tables import accuracy_table, sections, write_csv
+from ofa.compare.trainings import Watch
 from ofa.compare.variants import method_of
 from ofa.data import datasets
 from ofa.data.draws import draw_test, number_labels
@@ -179,9 +181,10 @@ def _processes() -> tuple[int, int]:
 
 
 def _line(row: dict) -> str:
+    together = " in a set" * in_set(row)
     return (
-        f"{row['task']}, {row['method']}, protocol {row['protocol']}, seed {row['seed']}: "
-        f"accuracy {row['accuracy']:.3f}, fit {row['seconds_fit']:.1f} s, eval {row['seconds_eval']:.1f} s"
+        f"{row['task']}, {row['method']}, protocol {row['protocol']}, seed {row['seed']}: accuracy "
+        f"{row['accuracy']:.3f}, fit {row['seconds_fit']:.1f} s{together}, eval {row['seconds_eval']:.1f} s"
     )
 
 
@@ -209,6 +212,19 @@ class _Display:
         for batch in batches:
             yield batch
             self.progress.advance(self.batches)
+
+    @contextmanager
+    def training(self, n_trainings: int) -> Iterator[bool]:
+        """Step aside while a set is trained, whose bar takes the place; it is for terminals."""
+        counted = f"{n_trainings} training{'s' * (n_trainings > 1)}"
+        self.console.print(f"{counted} in one set", highlight=False)
+        self.live.transient = True  # what comes back is not to be there twice
+        self.live.stop()
+        try:
+            yield self.console.is_terminal
+        finally:
+            self.live.transient = False
+            self.live.start()
 
     def add(self, row: dict, is_new: bool) -> None:
         self.rows.append(row)
@@ -249,8 +265,9 @@ def _run(options: Comparison, share: tuple[int, int], console: Console) -> None:
     )
     mine = planned[share[0] :: share[1]]
     display, n_new = _Display(console, len(mine)), 0
+    watch = Watch(display.track, display.training)
     with display.live:
-        for row, is_new in compare(model, tokenizer, planned, options.out, share, display.track):
+        for row, is_new in compare(model, tokenizer, planned, options.out, share, watch):
             display.add(row, is_new)
             n_new += is_new
     console.print(f"{n_new} cells run, {len(mine) - n_new} were there already", highlight=False)

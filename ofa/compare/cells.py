@@ -15,11 +15,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa.compare.methods import Setting
+from ofa.compare.methods.norm_tuning import NormTuning
 from ofa.compare.metrics import metrics
+from ofa.compare.trainings import UNWATCHED, Training, Trainings, Watch
 from ofa.compare.variants import method_of
 from ofa.data.draws import draw_shots
 from ofa.data.task import Task
 from ofa.models import Source
+from ofa.train.checkpoint import digest
+from ofa.train.job import Job
 
 PROTOCOLS = ("A", "B")
 
@@ -82,6 +86,11 @@ class Cell:
             case ("zero-shot", "B") | ("icl", _):
                 return replace(self, method="icl", protocol="B")
         return self
+
+    @property
+    def trained(self) -> str:
+        """A key of the cell's training, which the protocol does not change."""
+        return digest(asdict(replace(self, protocol="A")))[:16]
 
 
 @dataclass(frozen=True)
@@ -168,12 +177,20 @@ def _append(path: Path, row: dict) -> None:
         os.fsync(file.fileno())
 
 
+def _setting(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pool: Pool, cell: Cell) -> Setting:
+    shots, _ = draw_shots(pool.rows, pool.shots, cell.seed, pool.task.label_words)
+    return Setting(
+        model, tokenizer, pool.task, shots, cell.protocol, cell.seed, cell.max_steps, progress=False
+    )
+
+
 def run_cell(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     pool: Pool,
     cell: Cell,
     track: Callable[[Iterable], Iterable] = iter,
+    training: Training | None = None,
 ) -> dict:
     """Fit and score one cell.
 
@@ -183,30 +200,41 @@ def run_cell(
         pool: the task's rows.
         cell: what to run.
         track: wraps the iteration over test batches.
+        training: its training as one of a set; None to train now.
 
     Returns:
         The cell's fields with `accuracy`, `macro_f1`, `calibration_error`, `seconds_fit`, `seconds_eval`,
+        `n_trained_together` (the size of the set whose time `seconds_fit` is a share of; 1: trained alone),
         `n_trainable`, `n_steps`, `n_truncated` and the method's notes.
     """
-    shots, _ = draw_shots(pool.rows, pool.shots, cell.seed, pool.task.label_words)
-    setting = Setting(
-        model, tokenizer, pool.task, shots, cell.protocol, cell.seed, cell.max_steps, progress=False
-    )
+    setting, method = _setting(model, tokenizer, pool, cell), method_of(cell.method)
     begin = time.perf_counter()
-    with method_of(cell.method).fit(setting) as fitted:
+    if training is None:
+        fitting = method.fit(setting)
+    else:
+        assert isinstance(method, NormTuning)  # nothing else is trained in sets
+        fitting = method.trained(setting, training.gammas, training.n_steps)
+    with fitting as fitted:
         middle = time.perf_counter()
         scores = fitted.score([row["text"] for row in pool.test], track)
         end = time.perf_counter()
     return {
         **asdict(cell),
         **metrics(scores, [row["label"] for row in pool.test]),
-        "seconds_fit": middle - begin,
+        "seconds_fit": training.seconds if training else middle - begin,
         "seconds_eval": end - middle,
+        "n_trained_together": training.n_together if training else 1,
         "n_trainable": fitted.n_trainable,
         "n_steps": fitted.n_steps,
         "n_truncated": scores.n_truncated,
-        "notes": fitted.notes,
+        "notes": {**fitted.notes, **(training.notes if training else {})},
     }
+
+
+def _job(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pool: Pool, cell: Cell) -> Job | None:
+    """A cell's training as one of a set; None where it has to run alone."""
+    method = method_of(cell.method)
+    return method.job(_setting(model, tokenizer, pool, cell)) if isinstance(method, NormTuning) else None
 
 
 def compare(
@@ -215,17 +243,20 @@ def compare(
     planned: Sequence[tuple[Pool, Cell]],
     folder: Path,
     share: tuple[int, int] = (0, 1),
-    track: Callable[[Iterable], Iterable] = iter,
+    watch: Watch = UNWATCHED,
 ) -> Iterator[tuple[dict, bool]]:
     """Run the planned cells that no file of the folder holds, one line each; yield all in turn.
+
+    The first cell of LN-tuning or OFA of a task trains all such cells of the task as one set (`fit_many`);
+    each is then scored in its turn. A training that fails raises when its cell's turn comes.
 
     Args:
         model: unpatched.
         tokenizer: the model's.
         planned: from `plan`.
-        folder: where `cells*.jsonl` are.
+        folder: where `cells*.jsonl` are, and `cells*-trained` while trained cells wait to be scored.
         share: (i, n): of n processes this one, the i-th, takes every n-th cell and writes a separate file.
-        track: wraps the iteration over a cell's test batches.
+        watch: shows the run.
 
     Yields:
         (row, whether it was added now).
@@ -234,13 +265,37 @@ def compare(
     part, parts = share
     path = folder / cells_file(share)
     finished = {Cell.of(row): row for row in read_cells(folder)}
+    trainings = Trainings(folder / f"{path.stem}-trained")
     # by the place in the plan, which is the same in all processes whenever they start
-    for pool, cell in planned[part::parts]:
+    own = planned[part::parts]
+
+    def trained(pool: Pool, cell: Cell) -> Training | None:
+        """A cell's training in a set, which runs unless it has; None for what trains alone or not at all."""
+        if _job(model, tokenizer, pool, cell) is None:
+            return None
+        if cell.trained not in trainings:
+            missing = [other for owner, other in own if owner is pool and other not in finished]
+            waiting = [(other.trained, _job(model, tokenizer, pool, other)) for other in missing]
+            jobs = {key: job for key, job in waiting if job is not None and key not in trainings}
+            if sum(key in jobs for key, _ in waiting) == 1:
+                return None
+            trainings.run(model, tokenizer, jobs, watch)
+        return trainings[cell.trained]
+
+    for pool, cell in own:
         if cell in finished:
             yield finished[cell], False
             continue
         twin = next((row for other, row in finished.items() if other.scored == cell.scored), None)
-        row = {**twin, **asdict(cell)} if twin else run_cell(model, tokenizer, pool, cell, track)
+        training = None if twin else trained(pool, cell)
+        row = (
+            {**twin, **asdict(cell)}
+            if twin
+            else run_cell(model, tokenizer, pool, cell, watch.track, training)
+        )
         _append(path, row)
         finished[cell] = row
+        unfinished = (other for _, other in own if other not in finished)
+        if training and all(other.trained != cell.trained for other in unfinished):
+            trainings.drop(cell.trained)
         yield row, True

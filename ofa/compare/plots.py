@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ofa.compare.statistics import in_set
 from ofa.report import folded
 
 # of an axis of accuracies: less would make noise look like a ranking
@@ -20,6 +21,16 @@ BESIDE_POINT, IN_LEGEND = 12, 40  # characters of a name in a line
 
 def _mean(rows: Sequence[dict], field: str) -> float:
     return statistics.mean(row[field] for row in rows)
+
+
+def _seconds_fit(rows: Sequence[dict]) -> float:
+    """The mean time of the trainings that ran alone; of a method without any, the mean share of a set's."""
+    alone = [row for row in rows if not in_set(row)]
+    return max(_mean(alone or rows, "seconds_fit"), NO_TRAINING)
+
+
+def _of_training(rows: Sequence[dict]) -> str:
+    return "training, s" + " (in a set: a share of its time)" * any(map(in_set, rows))
 
 
 def _columns(labels: Sequence[str], inches: float) -> int:
@@ -61,7 +72,7 @@ def plot_comparison(rows: Sequence[dict], path: Path) -> None:
                 bars.bar(
                     place, statistics.mean(values), width, yerr=spread, color=colors[method], label=label
                 )
-        seconds = max(_mean(own, "seconds_fit"), NO_TRAINING), _mean(own, "seconds_eval") / own[0]["n_test"]
+        seconds = _seconds_fit(own), _mean(own, "seconds_eval") / own[0]["n_test"]
         for axis, x in zip(points, seconds, strict=True):
             points[axis].setdefault((x, _mean(own, "accuracy")), []).append(method)
     bars.set_xticks(range(len(tasks)), tasks)
@@ -71,7 +82,7 @@ def plot_comparison(rows: Sequence[dict], path: Path) -> None:
     figure.legend(title=title, fontsize=FONT_SIZE, ncols=columns, loc="outside upper center")
     fit.set_xscale("log")
     fit.margins(x=0.25)  # room for names, here and at the right of the other
-    for axis, name in ((fit, "training, s"), (evaluate, "inference, s per text")):
+    for axis, name in ((fit, _of_training(rows)), (evaluate, "inference, s per text")):
         for point, equal in points[axis].items():
             axis.scatter(*point, color=colors[equal[0]])
             text = "\n".join(names[method] for method in equal)
@@ -113,7 +124,7 @@ def plot_accuracy_time(panels: Mapping[str, Sequence[dict]], path: Path) -> None
         ]
         means = " x ".join(f"{count} {name}{'s' * (count > 1)}" for count, name in counts)
         axis.set_title(f"{title}\nmeans of {means}", fontsize=FONT_SIZE + 2)
-        axis.set_xlabel("training, s (left edge: none)")
+        axis.set_xlabel(f"{_of_training(rows)} (left edge: none)")
     axes[0].set_xscale("log")
     low, high = axes[0].get_xlim()
     axes[0].set_xlim(low, 30 * high)  # room for names at the right
@@ -143,7 +154,7 @@ def _points(rows: Sequence[dict]) -> dict[tuple[float, float], list[str]]:
     points = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        point = max(_mean(own, "seconds_fit"), NO_TRAINING), _mean(own, "accuracy")
+        point = _seconds_fit(own), _mean(own, "accuracy")
         points.setdefault(point, []).append(method)
     return points
 

@@ -16,6 +16,11 @@ def rows_of(rows: Iterable[dict], **fields: object) -> list[dict]:
     return [row for row in rows if all(row[name] == value for name, value in fields.items())]
 
 
+def in_set(row: dict) -> bool:
+    """Whether `seconds_fit` is a share of a set's time, which can't be compared with a training's own."""
+    return row.get("n_trained_together", 1) > 1
+
+
 def _accuracies(rows: Sequence[dict]) -> dict[tuple, float]:
     return {(row["task"], row["seed"]): row["accuracy"] for row in rows}
 

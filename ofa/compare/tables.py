@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from ofa.compare.statistics import mean_ranks, paired, rows_of, values_of
+from ofa.compare.statistics import in_set, mean_ranks, paired, rows_of, values_of
 from ofa.report import Section
 
 CSV_COLUMNS = (
     "task", "method", "protocol", "seed", "shots", "model", "dtype", "n_test", "max_steps", "accuracy",
-    "macro_f1", "calibration_error", "seconds_fit", "seconds_eval", "n_trainable", "n_steps",
+    "macro_f1", "calibration_error", "seconds_fit", "seconds_eval", "n_trained_together",
+    "n_trainable", "n_steps",
 )  # fmt: skip
 
 
@@ -19,6 +20,13 @@ def _mean_std(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def _seconds_fit(rows: Sequence[dict]) -> str:
+    """The mean time of the trainings that ran alone, and apart from it the mean share of those in sets."""
+    alone, in_sets = ([row["seconds_fit"] for row in rows if in_set(row) is kind] for kind in (False, True))
+    found = [(alone, ""), (in_sets, " in a set")]
+    return ", ".join(f"{statistics.mean(values):.1f}{where}" for values, where in found if values)
 
 
 def accuracy_table(rows: Sequence[dict], protocol: str) -> Section:
@@ -30,12 +38,10 @@ def accuracy_table(rows: Sequence[dict], protocol: str) -> Section:
         by_task = [[row["accuracy"] for row in rows_of(own, task=task)] for task in tasks]
         complete = all(by_task)
         mean = f"{statistics.mean(map(statistics.mean, by_task)):.3f}" if complete else ""
-        fit, evaluate = (
-            statistics.mean(row[name] for row in own) for name in ("seconds_fit", "seconds_eval")
-        )
+        evaluate = statistics.mean(row["seconds_eval"] for row in own)
         cells = (_mean_std(values) if values else "" for values in by_task)
         trained = f"{max(row['n_trainable'] for row in own):,}"
-        body.append((method, *cells, mean, f"{fit:.1f}", f"{evaluate:.1f}", trained))
+        body.append((method, *cells, mean, _seconds_fit(own), f"{evaluate:.1f}", trained))
     seeds, sizes = len(values_of(rows, "seed")), sorted({row["n_test"] for row in rows})
     title = (
         f"accuracy, protocol {protocol}: mean ± std over up to {seeds} seed{'s' * (seeds > 1)}, "

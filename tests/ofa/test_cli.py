@@ -85,9 +85,26 @@ def test_an_interrupted_adapt_goes_on_where_it_was(data, tmp_path, model_folder,
     assert len((out / "history.jsonl").read_text().splitlines()) == 6
 
 
+def test_settings_are_chosen_and_several_trainings_averaged(data, tmp_path, model_folder):
+    out = tmp_path / "adapter"
+    done = adapt(data, out, model_folder, "--select", "cv", "--members", 2, "--test", 0)
+    assert done.exit_code == 0, done.output
+    assert "chosen of 6 settings in 2 folds" in done.output and "adapted on 4 texts" in done.output
+    log = json.loads((out / "training.json").read_text())
+    assert log["n_members"] == 2 and len(log["selection"]) == 6
+    best = min(log["selection"], key=lambda row: row["log_loss"])
+    config = json.loads((out / "ofa_config.json").read_text())["config"]
+    assert all(config[name] == best[name] for name in ("lr", "lambda_step", "lambda_sharp"))
+    assert len((out / "history.jsonl").read_text().splitlines()) == 2
+    assert not list(out.glob("unfinished*"))
+    done = run("predict", out, "warm, and bright")
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (("--shots", 1, "--select", "cv", "--model", "none"), "class 'bad' has a single shot, and select="),
         (("--shots", 4), "class 'bad' has 3 examples, and 4 per class are asked for"),
         (("--label-words", "bad,fine"), "unknown labels: good; known are bad, fine"),
         (("--template", "no field"), "{text} exactly once"),

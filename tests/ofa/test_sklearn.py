@@ -142,3 +142,35 @@ def test_calibration(classifier, words):
     calibrated = CalibratedClassifierCV(classifier, cv=3).fit(np.array(MANY), named)
     probabilities = calibrated.predict_proba(np.array(TEXTS))
     assert (calibrated.classes_[probabilities.argmax(1)] == named[:6]).all()
+
+
+def test_selection_and_members_are_parameters_like_others(classifier):
+    options = {"select": "cv", "n_members": 2, "combine": "probabilities"}
+    given = clone(classifier.set_params(**options))
+    assert options.items() <= given.get_params().items()
+    assert not [name for name in vars(given) if name.endswith("_")]
+
+
+def test_grid_search_over_members_and_selections(classifier):
+    classifier.set_params(config=OFAConfig(epochs=4, lr=2e-2))
+    grid = {"n_members": [1, 2], "select": [None, "cv"], "combine": ["probabilities"]}
+    search = GridSearchCV(classifier, grid, cv=2, error_score="raise").fit(MANY, MANY_LABELS)
+    assert len(search.cv_results_["params"]) == 4 and search.score(TEXTS, LABELS) == 1
+    best = search.best_estimator_
+    assert len(best.members_) == search.best_params_["n_members"]
+    copied = pickle.loads(pickle.dumps(best))
+    assert np.array_equal(copied.predict_proba(TEXTS), best.predict_proba(TEXTS))
+    assert copied.selected_ == best.selected_ and copied.selection_ == best.selection_
+
+
+def test_classifiers_of_one_model_keep_their_own_members(llama, tokenizer):
+    first = FewShotClassifier(
+        llama.float(), WORDS, TEMPLATE, OFAConfig(epochs=4, lr=5e-2), tokenizer, progress=False,
+        select="cv", n_members=2, combine="probabilities",
+    )  # fmt: skip
+    second = clone(first)
+    expected = first.fit(TEXTS, LABELS).predict_proba(TEXTS)
+    found = second.fit(TEXTS, LABELS[::-1]).predict_proba(TEXTS)
+    assert second.model is first.model and not np.allclose(found, expected, atol=1e-2)
+    assert np.array_equal(first.predict_proba(TEXTS), expected)
+    assert np.array_equal(second.predict_proba(TEXTS), found)

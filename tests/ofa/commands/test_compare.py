@@ -1,14 +1,18 @@
 """`ofa compare` and `ofa table` from the command line, on a tiny model and rows of one's own."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from ofa import models
 from ofa.cli import app
+from ofa.commands import compare as command
 from ofa.commands.compare import Comparison, draws
 from ofa.commands.locks import only_run
 from ofa.compare.methods import METHODS
@@ -66,6 +70,21 @@ def test_a_run_prints_and_writes_tables_and_goes_on_where_it_was(arguments, tmp_
     code, output = run("table", out)
     assert code == 0 and "against ln-tuning" in output
     assert (out / "tables.md").read_text() == tables
+
+
+def test_a_terminal_shows_a_set_s_bar_instead_of_the_table_and_then_the_table(
+    arguments, rows_file, tmp_path, capfd
+):
+    screen = io.StringIO()
+    options = Comparison(
+        [str(rows_file)], ["ln-tuning", "ofa"], ["A"], range(2), tmp_path / "out", shots=1, max_steps=2,
+        model=arguments[arguments.index("--model") + 1], dtype=torch.float32,
+    )  # fmt: skip
+    command.run(options, Console(file=screen, force_terminal=True, width=100))
+    shown = screen.getvalue()
+    assert shown.count("4 trainings in one set") == 1
+    assert "4 cells run" in shown and "in a set" in shown[shown.index("4 trainings") :]
+    assert "4 of 4 jobs done" in capfd.readouterr().err
 
 
 def test_variants_are_named_in_cells_and_tables_and_run_once(arguments, tmp_path):

@@ -9,22 +9,9 @@ import ofa.compare.cells as module
 from ofa.compare.cells import Cell, Common, Pool, compare, plan, read_cells, run_cell
 from ofa.data.task import Task
 from ofa.models import Source
-from tests.ofa.conftest import TEXTS, build_llama
 
 METHODS = ("zero-shot", "icl", "ln-tuning", "ofa")
 SOURCE = Source("tiny", "test", "0" * 64)
-
-
-@pytest.fixture
-def model():
-    return build_llama(torch.float32)
-
-
-@pytest.fixture
-def pool(task):
-    words = [word for text in TEXTS for word in text.split()[:2]]
-    rows = [{"text": word, "label": i % 2} for i, word in enumerate(words)]
-    return Pool(task, rows[:6], rows[6:], shots=1)
 
 
 def planned(pool, **options):
@@ -41,9 +28,9 @@ def test_a_killed_run_repeats_no_finished_cell(model, tokenizer, pool, tmp_path,
         file.write('{"task": "reviews", "met')  # the kill came in the middle of a line
     ran = []
 
-    def spy(model, tokenizer, pool, cell, track):
+    def spy(model, tokenizer, pool, cell, *more):
         ran.append((cell.method, cell.seed))
-        return run_cell(model, tokenizer, pool, cell, track)
+        return run_cell(model, tokenizer, pool, cell, *more)
 
     monkeypatch.setattr(module, "run_cell", spy)
     rows = list(compare(model, tokenizer, cells, tmp_path))
@@ -102,9 +89,9 @@ def test_protocol_b_puts_the_shots_before_every_prompt(model, tokenizer, pool):
 def test_what_must_be_equal_is_run_once(model, tokenizer, pool, tmp_path, monkeypatch):
     ran = []
 
-    def spy(model, tokenizer, pool, cell, track):
+    def spy(model, tokenizer, pool, cell, *more):
         ran.append((cell.method, cell.protocol, cell.seed))
-        return run_cell(model, tokenizer, pool, cell, track)
+        return run_cell(model, tokenizer, pool, cell, *more)
 
     monkeypatch.setattr(module, "run_cell", spy)
     cells = planned(pool, methods=["zero-shot", "icl"], protocols="AB")

@@ -1,0 +1,19 @@
+"""A model and rows to compare methods on."""
+
+import pytest
+import torch
+
+from ofa.compare.cells import Pool
+from tests.ofa.conftest import TEXTS, build_llama
+
+
+@pytest.fixture
+def model():
+    return build_llama(torch.float32)
+
+
+@pytest.fixture
+def pool(task):
+    words = [word for text in TEXTS for word in text.split()[:2]]
+    rows = [{"text": word, "label": i % 2} for i, word in enumerate(words)]
+    return Pool(task, rows[:6], rows[6:], shots=1)
