@@ -30,7 +30,7 @@ def model_folder(tmp_path, tokenizer):  # noqa: F811
 
 
 def test_there_is_a_test_for_every_example():
-    tested = {"classify_csv", "compare_methods", "hessian_trace", "with_trainer"}
+    tested = {"classify_csv", "compare_methods", "hessian_trace", "hundred_adapters", "with_trainer"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -85,3 +85,17 @@ def test_compare_methods_runs_each_cell_once(model_folder, tmp_path):
     assert run("compare_methods", *arguments) == rows
     lines = (out / "cells.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
+
+
+@pytest.mark.filterwarnings("ignore:label words .* start with the same token")
+def test_hundred_adapters(model_folder, capsys):
+    rows = run("hundred_adapters", "--model", model_folder, "--epochs", "1")
+    folders = {}
+    for adapter, _, folder, answer in rows:
+        folders.setdefault(adapter, []).append((folder, answer))
+    assert len(folders) == 100
+    for own in folders.values():
+        both = {folder for folder, _ in own}
+        assert len(own) == len(both) == 2 and {answer for _, answer in own} <= both
+    right = sum(folder == answer for _, _, folder, answer in rows)
+    assert f"{right} of 200 right" in capsys.readouterr().out
