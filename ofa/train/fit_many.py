@@ -40,8 +40,8 @@ def fit_many(
 
     Args:
         model: a causal language model of a supported family, patched or not; given back as it was, also after
-            an error or Ctrl-C: its classes, the bits of γ, `requires_grad`, and whether it trains. Nobody else
-            may use it meanwhile.
+            an error or Ctrl-C: its classes, the bits of γ, `requires_grad`, and whether it trains. Nobody
+            else may use it meanwhile.
         tokenizer: the model's.
         jobs: what to train.
         progress: show a bar with all jobs' steps, how many jobs are done, and the mean and the worst loss.
