@@ -115,10 +115,9 @@ class Calls:
             if weight.numel() != n_cols:
                 raise ValueError(f"weight must be [N], got {tuple(weight.shape)} for rows of {n_cols}")
             return 1
-        fit = weight.shape[1:] == (n_cols,) and index.numel() == n_rows and index.dtype == torch.int64
-        if not fit or not index.is_contiguous():
+        if weight.shape[1:] != (n_cols,) or index.numel() != n_rows or index.dtype != torch.int64:
             raise ValueError(
-                f"weight and index must be [A, N] and contiguous int64 [rows], got {tuple(weight.shape)} and "
+                f"weight and index must be [A, N] and int64 [rows], got {tuple(weight.shape)} and "
                 f"{tuple(index.shape)} in {index.dtype} for {n_rows} rows of {n_cols}"
             )
         return weight.shape[0]
@@ -152,7 +151,7 @@ class Calls:
         """y of x's shape, contiguous; 1 / sqrt(mean(x²) + eps) is left in rstd [rows], where given."""
         n_cols = x.shape[-1]
         _held, at, stride = _rows(x, n_cols)
-        weight, y = _contiguous(weight), _like(x)
+        weight, index, y = _contiguous(weight), _contiguous(index), _like(x)
         head = *self._head(x, weight, n_cols, index), rounding == "hf" and offset == 0, eps, offset
         inputs = at, stride, 0, 0, weight.data_ptr(), _pointer(index)
         self.run("norm_forward", y, (*head, *inputs, y.data_ptr(), 0, _pointer(rstd)), index=index)
@@ -172,7 +171,7 @@ class Calls:
         """(y, s) with s = x + residual, both of x's shape and contiguous, in one pass; rstd is of s."""
         n_cols = x.shape[-1]
         rows, added, weight = _rows(x, n_cols), _rows(residual, n_cols), _contiguous(weight)
-        y, s = _like(x), _like(x)
+        index, y, s = _contiguous(index), _like(x), _like(x)
         round_x_hat = rounding == "hf" and offset == 0
         head = *self._head(x, weight, n_cols, index), round_x_hat, eps, offset
         inputs = rows[1], rows[2], added[1], added[2], weight.data_ptr(), _pointer(index)
@@ -199,6 +198,7 @@ class Calls:
         """
         n_cols = x.shape[-1]
         rows, up, weight = _rows(x, n_cols), _rows(dy, n_cols), _contiguous(weight)
+        index = _contiguous(index)
         added = (None, 0, 0) if ds is None else _rows(ds, n_cols)
         dx = _like(x) if need_dx else None
         dw = torch.empty_like(weight) if need_dw else None
@@ -221,7 +221,7 @@ class Calls:
         """ẏ [*K, *x.shape] of K tangents that share one primal."""
         leading, n_cols = _leading(x, x_dot, weight, weight_dot), x.shape[-1]
         rows, weight = _rows(x, n_cols), _contiguous(weight)
-        weight_dot = _contiguous(weight_dot)
+        weight_dot, index = _contiguous(weight_dot), _contiguous(index)
         head = self._head(x, weight, n_cols, index)
         direction = _stacked(x_dot, *head[3:5])
         y_dot = x.new_empty(leading + x.shape) if x_dot is None else _like(x_dot)
@@ -247,7 +247,7 @@ class Calls:
         leading = _leading(x, dy_dot if x_dot is None else x_dot, weight, weight_dot)
         n_cols = x.shape[-1]
         rows, up, weight = _rows(x, n_cols), _rows(dy, n_cols), _contiguous(weight)
-        weight_dot = _contiguous(weight_dot)
+        weight_dot, index = _contiguous(weight_dot), _contiguous(index)
         head = self._head(x, weight, n_cols, index)
         direction, up_change = _stacked(x_dot, *head[3:5]), _stacked(dy_dot, *head[3:5])
         like = dy_dot if x_dot is None else x_dot
@@ -275,7 +275,7 @@ class Calls:
         """Gradients (dx, dw, dẋ, dẇ) of ⟨dy, `rms_norm_jvp`⟩; dx and dw are summed over K."""
         leading, n_cols = _leading(x, dy, weight, None), x.shape[-1]
         rows, weight = _rows(x, n_cols), _contiguous(weight)
-        weight_dot = _contiguous(weight_dot)
+        weight_dot, index = _contiguous(weight_dot), _contiguous(index)
         head = self._head(x, weight, n_cols, index)
         direction, up = _stacked(x_dot, *head[3:5]), _stacked(dy, *head[3:5])
         dx, dx_dot = _like(x), _like(dy)
@@ -322,7 +322,7 @@ class Calls:
         """(weight + offset) r ν as [n_probes, rows, D], for z [rows, D]."""
         n_rows, n_cols = z.shape
         rows, weight, example_ids = _rows(z, n_cols), _contiguous(weight), _contiguous(example_ids)
-        out = z.new_empty((n_probes, n_rows, n_cols))
+        index, out = _contiguous(index), z.new_empty((n_probes, n_rows, n_cols))
         number, seed_pointer, seeds = self._seeds(seed, n_rows)
         sizes = DTYPES[z.dtype], DTYPES[weight.dtype], self.threads(), n_probes, n_rows, n_cols
         head = *sizes, self._weights(n_rows, n_cols, weight, index), number, layer, eps, offset
@@ -345,7 +345,7 @@ class Calls:
         """Gradients (dz, dw) of ⟨dp, `preconditioned_probes`⟩, dp [n_probes, rows, D]."""
         n_probes, n_rows, n_cols = dp.shape
         rows, weight, example_ids = _rows(z, n_cols), _contiguous(weight), _contiguous(example_ids)
-        up = _stacked(dp, n_rows, n_cols)
+        up, index = _stacked(dp, n_rows, n_cols), _contiguous(index)
         dz, dw = _like(z), torch.empty_like(weight)
         number, seed_pointer, seeds = self._seeds(seed, n_rows)
         sizes = DTYPES[z.dtype], DTYPES[weight.dtype], self.threads(), n_probes, n_rows, n_cols

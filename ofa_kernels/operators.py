@@ -35,7 +35,7 @@ def _register(schema: str, fake: Callable) -> Callable:
         fake: The outputs, unwritten, from the kernel's arguments.
     """
     name, _, rest = schema.partition("(")
-    names = [argument.split()[-1] for argument in rest.partition(")")[0].split(", ")]
+    names = [argument.split()[-1].partition("=")[0] for argument in rest.partition(")")[0].split(", ")]
     seed_at = names.index("seed") if "seed" in names else len(names)
     indexed = names[-1] == "index"
 
@@ -45,7 +45,12 @@ def _register(schema: str, fake: Callable) -> Callable:
         seed, number = given[seed_at : seed_at + 2]
         return *given[:seed_at], number & _UINT64 if seed is None else seed, *given[seed_at + 2 :]
 
+    def whole(given: tuple) -> tuple:
+        """With the index, which PyTorch leaves out where it is the default."""
+        return given if len(given) == len(names) else (*given, None)
+
     def kernel(*given):
+        given = whole(given)
         tensors = [a for a in given if isinstance(a, Tensor)]
         real = [t for t in tensors if t.is_floating_point()] or [tensors[0].new_empty(0, dtype=torch.float32)]
         given, index = (given[:-1], given[-1]) if indexed else (given, None)
@@ -64,7 +69,9 @@ def _register(schema: str, fake: Callable) -> Callable:
     _definitions.define(schema)
     _definitions.impl(name, kernel, "CompositeExplicitAutograd")
     _definitions.impl(name, guarded, "Autograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", lambda *given: fake(*own(given)), lib=_definitions)
+    torch.library.register_fake(
+        f"{NAMESPACE}::{name}", lambda *given: fake(*own(whole(given))), lib=_definitions
+    )
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def call(*given, index: Tensor | None = None):
@@ -150,7 +157,7 @@ def _lengths_backward(states, lengths, dlengths):
     return _like(states)
 
 
-_X, _NUMBERS, _INDEX = "Tensor x, Tensor weight", "float eps, float offset", "Tensor? index"
+_X, _NUMBERS, _INDEX = "Tensor x, Tensor weight", "float eps, float offset", "Tensor? index=None"
 _SEED, _IDS = "Tensor? seed, int number", "Tensor example_ids, int layer"
 
 rms_norm_forward = _register(f"rms_norm_forward({_X}, {_NUMBERS}, str rounding, {_INDEX}) -> Tensor", _norm)

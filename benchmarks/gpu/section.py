@@ -42,11 +42,11 @@ SECTIONS = (
     Section("headline", "seven shapes, four operators, against the others", 75, 100),
     Section("cuda", "the CUDA C++ kernels beside Triton's", 50, 80),
     Section("step", "an OFA step of an 8B-shaped Llama", 80, 120),
-    Section("adapters", "a weight for each row, jobs in lockstep, texts of many adapters", 40, 70),
-    Section("sweep", "launch choices", 80, 100),
+    Section("adapters", "a weight for each row, jobs in lockstep, texts of many adapters", 30, 70),
+    Section("sweep", "launch choices", 100, 120),
     Section("host", "what a call costs the host", 30, 50),
     Section("compiled", "torch.compile at three of the shapes", 40, 80),
-    Section("tools", "Nsight Compute and compute-sanitizer", 50, 90),
+    Section("tools", "Nsight Compute and compute-sanitizer", 40, 90),
     Section("demo", "the demo on this card, if its model is at hand", 30, 90),
 )
 
