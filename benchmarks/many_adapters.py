@@ -36,7 +36,7 @@ from ofa.models import fast_dtype
 from ofa.scoring import score
 
 Calls = Mapping[str, Callable[[], object]]
-SHAPES, WEIGHTS = ((64, 576), (2560, 576), (4096, 2048)), 64
+SHAPES, WEIGHTS, ONE_WEIGHT = ((64, 576), (2560, 576), (4096, 2048)), 64, "one weight"
 JOBS, STEPS, TEXTS, ADAPTERS = 16, 2, 64, 1000
 CONFIGS = {
     "LN-tuning": ofa.OFAConfig(lambda_step=0, lambda_sharp=0),
@@ -45,21 +45,21 @@ CONFIGS = {
 HEADER = ("", "median", "IQR", "/ first, of the same round")
 
 
-def norms(shape: tuple[int, int], dtype: torch.dtype) -> Calls:
+def norms(shape: tuple[int, int], dtype: torch.dtype, device: str = "cpu") -> Calls:
     """A norm and its gradients, by which weight a row has."""
     generator = torch.Generator().manual_seed(DRAW_SEED)
-    x, dy = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    x, dy = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(2))
     x.requires_grad_()
-    weights = torch.rand(WEIGHTS, shape[1], generator=generator).add(0.5).requires_grad_()
+    weights = torch.rand(WEIGHTS, shape[1], generator=generator).add(0.5).to(device).requires_grad_()
     one, single = (weights.detach()[at].clone().requires_grad_() for at in (0, slice(1)))
-    random = torch.randint(WEIGHTS, shape[:1], generator=generator)
+    random = torch.randint(WEIGHTS, shape[:1], generator=generator).to(device)
 
     def both(weight: torch.Tensor, index: torch.Tensor | None) -> object:
         y = ofa_kernels.rms_norm(x, weight, weight_index=index)
         return torch.autograd.grad(y, (x, weight), dy)
 
     return {
-        "one weight": partial(both, one, None),
+        ONE_WEIGHT: partial(both, one, None),
         "A = 1": partial(both, single, torch.zeros_like(random)),
         f"A = {WEIGHTS}, sorted": partial(both, weights, random.sort()[0]),
         f"A = {WEIGHTS}, random": partial(both, weights, random),

@@ -8,20 +8,20 @@ what a step waits for, 16 jobs take little more than one, until memory or arithm
 import gc
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import nn
 
 import ofa
-import ofa_kernels
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.section import Rows, Table, Task
 from benchmarks.gpu.step import LLAMA_8B, TINY, model_of, walls
 from benchmarks.harness.inputs import DRAW_SEED
 from benchmarks.harness.measure import first_line
 from benchmarks.harness.tables import seconds
+from benchmarks.many_adapters import ONE_WEIGHT, norms
 from benchmarks.step_cost import CE, CONFIGS, OFA_1
 from ofa.data.batch import Encoded
 from ofa.mixed_scoring import Adapter, mixed_log_probs
@@ -29,31 +29,9 @@ from ofa.train import memory
 from ofa.train.course import Course
 from ofa.train.lockstep import Lockstep
 
-SHAPES, WEIGHTS, CALLS = ((4096, 4096), (16384, 4096)), 64, 20
+SHAPES, CALLS = ((4096, 4096), (16384, 4096)), 20
 JOBS, EXAMPLES, TOKENS, TEXTS = (1, 4, 16), 5, 44, 64
 REHEARSED = {"shapes": ((6, 64),), "jobs": (1, 2), "tokens": 4, "texts": 3}
-ONE_WEIGHT = "one weight"
-
-
-def norm_calls(shape: tuple[int, int], device: str) -> dict[str, Callable[[], object]]:
-    """A norm and its gradients in bfloat16, by which weight a row has."""
-    torch.manual_seed(DRAW_SEED)
-    x, dy = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(2))
-    x.requires_grad_()
-    weights = torch.ones(WEIGHTS, shape[1], device=device, requires_grad=True)
-    one, single = (weights.detach()[at].clone().requires_grad_() for at in (0, slice(1)))
-    random = torch.randint(WEIGHTS, shape[:1], device=device)
-
-    def both(weight: torch.Tensor, index: torch.Tensor | None) -> object:
-        y = ofa_kernels.rms_norm(x, weight, weight_index=index)
-        return torch.autograd.grad(y, (x, weight), dy)
-
-    return {
-        ONE_WEIGHT: partial(both, one, None),
-        "A = 1": partial(both, single, torch.zeros_like(random)),
-        f"A = {WEIGHTS}, sorted": partial(both, weights, random.sort()[0]),
-        f"A = {WEIGHTS}, random": partial(both, weights, random),
-    }
 
 
 def lockstep_of(lm: nn.Module, config: ofa.OFAConfig, n_jobs: int, n_tokens: int, n_words: int) -> Lockstep:
@@ -71,7 +49,7 @@ def lockstep_of(lm: nn.Module, config: ofa.OFAConfig, n_jobs: int, n_tokens: int
 
 def _norm_rows(card: Card) -> Rows:
     for shape in REHEARSED["shapes"] if card.rehearsal else SHAPES:
-        for name, call in norm_calls(shape, card.device).items():
+        for name, call in norms(shape, torch.bfloat16, card.device).items():
             row = {"kind": "norm", "name": name, "shape": list(shape), "seconds": [], "note": ""}
             try:
                 call()
