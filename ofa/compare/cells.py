@@ -203,11 +203,13 @@ def run_cell(
         training: its training as one of a set; None to train now.
 
     Returns:
-        The cell's fields with `accuracy`, `macro_f1`, `calibration_error`, `seconds_fit`, `seconds_eval`,
+        The cell's fields with `accuracy`, `macro_f1`, `calibration_error`, `log_loss`, of trained norms
+        `step_ratio` and `sharpness` (at the first 32 test texts), `seconds_fit`, `seconds_eval`,
         `n_trained_together` (the size of the set whose time `seconds_fit` is a share of; 1: trained alone),
         `n_trainable`, `n_steps`, `n_truncated` and the method's notes.
     """
     setting, method = _setting(model, tokenizer, pool, cell), method_of(cell.method)
+    texts = [row["text"] for row in pool.test]
     begin = time.perf_counter()
     if training is None:
         fitting = method.fit(setting)
@@ -216,11 +218,13 @@ def run_cell(
         fitting = method.trained(setting, training.gammas, training.n_steps)
     with fitting as fitted:
         middle = time.perf_counter()
-        scores = fitted.score([row["text"] for row in pool.test], track)
+        scores = fitted.score(texts, track)
         end = time.perf_counter()
+        measured = fitted.measure(texts)
     return {
         **asdict(cell),
         **metrics(scores, [row["label"] for row in pool.test]),
+        **measured,
         "seconds_fit": training.seconds if training else middle - begin,
         "seconds_eval": end - middle,
         "n_trained_together": training.n_together if training else 1,

@@ -1,8 +1,9 @@
-"""How good scores are: accuracy, macro-F1 and calibration error."""
+"""How good scores are: accuracy, macro-F1, calibration error and log-loss."""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import f1_score
 
 from ofa.scoring import Scores
@@ -26,10 +27,11 @@ def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor) -> floa
 
 
 def metrics(scores: Scores, labels: Sequence[int]) -> dict[str, float]:
-    """`accuracy`, `macro_f1` over the classes that occur, and `calibration_error`."""
+    """`accuracy`, `macro_f1` over the classes that occur, `calibration_error`, and `log_loss` in nats."""
     truth = torch.tensor(labels)
     return {
         "accuracy": scores.accuracy(labels),
         "macro_f1": float(f1_score(truth.numpy(), scores.predictions.numpy(), average="macro")),
         "calibration_error": calibration_error(scores.log_probs.exp(), truth),
+        "log_loss": F.nll_loss(scores.log_probs.double(), truth).item(),
     }

@@ -11,8 +11,8 @@ from ofa.report import Section
 
 CSV_COLUMNS = (
     "task", "method", "protocol", "seed", "shots", "model", "dtype", "n_test", "max_steps", "accuracy",
-    "macro_f1", "calibration_error", "seconds_fit", "seconds_eval", "n_trained_together",
-    "n_trainable", "n_steps",
+    "macro_f1", "calibration_error", "log_loss", "step_ratio", "sharpness", "seconds_fit", "seconds_eval",
+    "n_trained_together", "n_trainable", "n_steps",
 )  # fmt: skip
 
 

@@ -71,12 +71,14 @@ class Fitted:
         n_trainable: numbers that were trained.
         n_steps: optimiser steps that were taken.
         notes: what a table should say besides: a layer that was chosen, labels that were used for it.
+        measure: takes the test texts, gives what a cell should hold besides its scores.
     """
 
     score: Callable[[Sequence[str], Track], Scores]
     n_trainable: int = 0
     n_steps: int = 0
     notes: dict = field(default_factory=dict)
+    measure: Callable[[Sequence[str]], dict[str, float]] = lambda _: {}
 
 
 class Method(Protocol):

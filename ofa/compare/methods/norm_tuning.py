@@ -3,14 +3,21 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from ofa.compare.methods.base import Fitted, Setting
 from ofa.config import OFAConfig
+from ofa.data.batch import labelled
 from ofa.decoder.patch import patch_model, set_gammas
+from ofa.loss.objective import objective
 from ofa.train.fit import fit
 from ofa.train.job import Job
+
+N_MEASURED = 32  # texts
+MEASURED, MEASURES = OFAConfig(n_probes=8), ("step_ratio", "sharpness")
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class NormTuning:
                 setting.progress,
                 setting.max_steps,
             )
-            yield Fitted(setting.scorer(), report.n_trainable, len(result.history))
+            yield self._fitted(setting, report.n_trainable, len(result.history))
         finally:
             report.undo()
 
@@ -51,12 +58,28 @@ class NormTuning:
         report = patch_model(setting.model)
         try:
             set_gammas(setting.model, gammas)
-            yield Fitted(setting.scorer(), report.n_trainable, n_steps)
+            yield self._fitted(setting, report.n_trainable, n_steps)
         finally:
             report.undo()
 
+    def _fitted(self, setting: Setting, n_trainable: int, n_steps: int) -> Fitted:
+        return Fitted(setting.scorer(), n_trainable, n_steps, measure=partial(terms_at, setting))
+
     def _config(self, setting: Setting) -> OFAConfig:
         return replace(self.options, seed=setting.seed)
+
+
+@torch.no_grad()
+def terms_at(setting: Setting, texts: Sequence[str]) -> dict[str, float]:
+    """J and H of the model as it is at up to 32 bare prompts; nothing where it can't be probed."""
+    task, decoder = setting.task, setting.decoder
+    prompts = [task.encode(setting.tokenizer, text, decoder.max_tokens).ids for text in texts[:N_MEASURED]]
+    batch = labelled(prompts, [[0]] * len(prompts), decoder.device)  # no term depends on a label
+    try:
+        found = objective(setting.model, batch, MEASURED)
+    except ValueError:  # one layer only, or quantised ones that drop derivatives
+        return {}
+    return {name: t.item() for name, t in found.terms().items() if t is not None and name in MEASURES}
 
 
 LN_TUNING = NormTuning("ln-tuning", OFAConfig(lambda_step=0, lambda_sharp=0))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, log_loss
 
 from ofa.compare.metrics import calibration_error, metrics
 from ofa.scoring import Scores
@@ -36,3 +36,4 @@ def test_metrics_of_scores():
     found = metrics(Scores(log_probs, 0), [0, 1, 1, 0])
     assert found["accuracy"] == 0.75
     assert found["macro_f1"] == pytest.approx(f1_score([0, 1, 1, 0], [0, 1, 0, 0], average="macro"))
+    assert found["log_loss"] == pytest.approx(log_loss([0, 1, 1, 0], log_probs.exp().numpy()))
