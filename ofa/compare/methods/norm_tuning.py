@@ -13,7 +13,7 @@ from ofa.config import OFAConfig
 from ofa.data.batch import labelled
 from ofa.decoder.patch import patch_model, set_gammas
 from ofa.loss.objective import objective
-from ofa.train.fit import fit
+from ofa.train.fit_many import fit_many
 from ofa.train.job import Job
 
 N_MEASURED = 32  # texts
@@ -29,32 +29,20 @@ class NormTuning:
 
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:
-        """Patch, train, and undo on leaving."""
-        report = patch_model(setting.model)
-        try:
-            result = fit(
-                setting.model,
-                setting.tokenizer,
-                setting.task,
-                setting.shots,
-                self._config(setting),
-                setting.progress,
-                setting.max_steps,
-            )
-            yield self._fitted(setting, report.n_trainable, len(result.history))
-        finally:
-            report.undo()
+        """Train in a set of one, put γ in, and undo on leaving."""
+        (result,) = fit_many(setting.model, setting.tokenizer, [self._job(setting)], setting.progress)
+        if result.error is not None:
+            raise result.error
+        with self.trained(setting, result.gammas, len(result.history)) as fitted:
+            yield fitted
 
     def job(self, setting: Setting) -> Job | None:
         """The same training as one of a set; None where it has to run alone."""
-        config = self._config(setting)
-        if config.terms != "formulas":
-            return None
-        return Job(setting.task, setting.shots, config, setting.max_steps)
+        return self._job(setting) if self.options.terms == "formulas" else None
 
     @contextmanager
     def trained(self, setting: Setting, gammas: Sequence[Tensor], n_steps: int) -> Iterator[Fitted]:
-        """What `fit` gives, of a training in a set: patch, put γ in, and undo on leaving."""
+        """What a training in a set gives: patch, put γ in, and undo on leaving."""
         report = patch_model(setting.model)
         try:
             set_gammas(setting.model, gammas)
@@ -65,8 +53,8 @@ class NormTuning:
     def _fitted(self, setting: Setting, n_trainable: int, n_steps: int) -> Fitted:
         return Fitted(setting.scorer(), n_trainable, n_steps, measure=partial(terms_at, setting))
 
-    def _config(self, setting: Setting) -> OFAConfig:
-        return replace(self.options, seed=setting.seed)
+    def _job(self, setting: Setting) -> Job:
+        return Job(setting.task, setting.shots, replace(self.options, seed=setting.seed), setting.max_steps)
 
 
 @torch.no_grad()
