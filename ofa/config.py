@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 
+from ofa.ablation import AS_IT_IS, Ablation
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 WARMUP_SHARE = 0.05
 FORMS = ("formulas", "paper_code")  # of the terms
@@ -103,6 +105,7 @@ class OFAConfig:
             computes (see `paper_code`).
         cuda_graph: whether `ofa.fit` captures its steps in CUDA graphs: None where they can be, True also
             or an error says why not, False never. It changes a run's speed, and its numbers by rounding only.
+        ablation: other readings of the objective, which `ofa.fit_many` can train with.
     """
 
     lambda_step: float = 1e-2
@@ -116,6 +119,7 @@ class OFAConfig:
     seed: int = 0
     terms: str = "formulas"
     cuda_graph: bool | None = None
+    ablation: Ablation = AS_IT_IS
 
     @classmethod
     def paper_code(cls, seed: int = 0) -> "OFAConfig":
@@ -133,14 +137,27 @@ class OFAConfig:
         return Schedule(*settings, max_steps=max_steps, cosine_from_start=as_published)
 
     def settings(self) -> dict:
-        """The fields that a run's numbers depend on: all but `cuda_graph`."""
-        return {name: value for name, value in asdict(self).items() if name != "cuda_graph"}
+        """The fields that a run's numbers depend on: not `cuda_graph`, and `ablation` where there is one."""
+        left_out = {"cuda_graph", *({"ablation"} if self.ablation == AS_IT_IS else ())}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def refuse_ablation(self) -> None:
+        """Raise ValueError if the objective is to be read otherwise than the method has it."""
+        if self.ablation != AS_IT_IS:
+            raise ValueError(
+                "only ofa.fit_many trains with an ablation, and of it models that have a stacked form with "
+                f"terms='formulas'; got {self.ablation}"
+            )
 
     def __post_init__(self):
         if not (self.cuda_graph is None or isinstance(self.cuda_graph, bool)):
             raise ValueError(f"cuda_graph must be None, True or False, got {self.cuda_graph!r}")
         if self.terms not in FORMS:
             raise ValueError(f"terms must be one of {FORMS}, got {self.terms!r}")
+        if not isinstance(self.ablation, Ablation):
+            raise ValueError(f"ablation must be an ofa.ablation.Ablation, got {self.ablation!r}")
+        if self.terms == "paper_code":
+            self.refuse_ablation()
         for name in ("n_probes", "sharpness_every"):
             check_count(name, getattr(self, name))
             if self.terms == "paper_code" and getattr(self, name) != 1:

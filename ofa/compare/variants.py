@@ -5,10 +5,13 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, cast
 
+from ofa.ablation import Ablation
 from ofa.compare.methods import METHODS, Method, Setting
+from ofa.compare.methods.norm_tuning import NormTuning
 
 # a field's type, and what reads its text
-NUMBERS = {float: float, int: int, int | None: int}
+READERS: dict[object, Callable[[str], Any]] = {float: float, int: int, int | None: int}
+ABLATED = {item.name: {**READERS, str: str}[item.type] for item in fields(Ablation)}
 
 
 def _options(method: Method) -> Any:
@@ -16,21 +19,27 @@ def _options(method: Method) -> Any:
     return getattr(method, "options", None)
 
 
-def options_of(method: Method) -> dict[str, Callable[[str], float]]:
-    """The names of a method's numeric options, each with what reads its text; none for a method without."""
+def options_of(method: Method) -> dict[str, Callable[[str], Any]]:
+    """The names of a method's options, each with what reads its text; none for a method without.
+
+    They are its numbers, and of a method that trains norms by the formulas those of `Ablation` too.
+    """
     options = _options(method)
     if options is None:
         return {}
     decided = {item.name for item in fields(Setting)}
     items = (item for item in fields(options) if item.name not in decided)
-    return {item.name: NUMBERS[item.type] for item in items if item.type in NUMBERS}
+    found = {item.name: READERS[item.type] for item in items if item.type in READERS}
+    if isinstance(method, NormTuning) and method.options.terms == "formulas":
+        found |= ABLATED
+    return found
 
 
 def method_of(text: str) -> Method:
     """A method of `METHODS`, with the options that follow its name.
 
     Args:
-        text: `NAME` or `NAME:OPTION=NUMBER`, more options joined by `+`, in any order.
+        text: `NAME` or `NAME:OPTION=VALUE`, more options joined by `+`, in any order.
 
     Returns:
         The method. Its name lists the options in the order of the method's own fields, and each number in its
@@ -52,7 +61,7 @@ def method_of(text: str) -> Method:
     try:
         readers = options_of(method)
         values = _read(listed, readers)
-        options = replace(_options(method), **values)
+        options = _changed(_options(method), values)
     except ValueError as error:
         raise ValueError(f"{text}: {error}") from None
     given = "+".join(f"{option}={_shortest(values[option])}" for option in readers if option in values)
@@ -60,7 +69,16 @@ def method_of(text: str) -> Method:
     return replace(cast(Any, method), name=f"{name}:{given}", options=options)
 
 
-def _read(listed: str, readers: dict[str, Callable[[str], float]]) -> dict[str, float]:
+def _changed(options: Any, values: dict[str, Any]) -> Any:
+    """The options with these values."""
+    ablated = {name: value for name, value in values.items() if name in ABLATED}
+    values = {name: value for name, value in values.items() if name not in ABLATED}
+    if ablated:
+        values["ablation"] = replace(options.ablation, **ablated)
+    return replace(options, **values)
+
+
+def _read(listed: str, readers: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
     if not readers:
         raise ValueError("this method has no options; leave out the colon and what follows")
     known, values = f"known options are {', '.join(readers)}", {}
@@ -68,17 +86,17 @@ def _read(listed: str, readers: dict[str, Callable[[str], float]]) -> dict[str, 
     for part in re.split(r"\+(?!\d)", listed):
         option, _, value = (word.strip() for word in part.partition("="))
         if option not in readers:
-            raise ValueError(f"unknown option {option!r}; write OPTION=NUMBER, several joined by +; {known}")
+            raise ValueError(f"unknown option {option!r}; write OPTION=VALUE, several joined by +; {known}")
         if option in values:
             raise ValueError(f"{option} is given twice; leave one out")
         try:
             # -0.0 would be a second name of 0.0
-            values[option] = readers[option](value) or 0
+            values[option] = readers[option](value) or readers[option]("0")
         except ValueError:
-            wanted = "an integer" if readers[option] is int else "a number"
+            wanted = "an integer" if readers[option] is int else "a number"  # any text reads as a choice
             raise ValueError(f"{option} must be {wanted}, got {value!r}; write {option}=NUMBER") from None
     return values
 
 
-def _shortest(value: float) -> str:
-    return repr(value).removesuffix(".0").replace("e+", "e")
+def _shortest(value: float | str) -> str:
+    return value if isinstance(value, str) else repr(value).removesuffix(".0").replace("e+", "e")

@@ -50,17 +50,22 @@ def check_labels(input_ids: Tensor, mask: Tensor, labels: Tensor | None) -> None
         )
 
 
-def cross_entropies(logits: Tensor, following: Tensor | None, labels: Tensor) -> Tensor:
+def cross_entropies(
+    logits: Tensor, following: Tensor | None, labels: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
     """Each example's cross-entropy over the vocabulary [B], summed over its label's tokens.
 
     Args:
         logits: [B, V], of the first tokens.
         following: [B, L - 1, V], of the others; None where labels have one.
         labels: [B] or [B, L].
+        label_smoothing: the share of the target that is spread over all tokens.
     """
     logits = logits[:, None] if following is None else torch.cat([logits[:, None], following], 1)
     logits = logits.to(accumulation_dtype(logits)).flatten(0, 1)
-    of_tokens = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")
+    of_tokens = F.cross_entropy(
+        logits, labels.flatten(), ignore_index=IGNORED, reduction="none", label_smoothing=label_smoothing
+    )
     return of_tokens.view(len(labels), -1).sum(1)
 
 

@@ -77,6 +77,18 @@ class Family:
     rotary_by_layer_type: bool = False
     caps_scores: bool = False
 
+    @property
+    def before_attention(self) -> str:
+        """The name of the norm before attention.
+
+        Raises:
+            ValueError: the family has none.
+        """
+        for name, role in self.roles.items():
+            if role in (Role.BEFORE_ATTENTION, Role.BEFORE_BOTH):
+                return name
+        raise ValueError(f"no norm stands before attention; there are {', '.join(self.roles)}")
+
     def role(self, name: str) -> str:
         """What the norm called `name` does, in words."""
         if name == self.final:

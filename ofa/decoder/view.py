@@ -1,7 +1,7 @@
 """A causal language model as the rest of ofa sees it, whatever its family calls its parts."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
@@ -113,6 +113,23 @@ class Decoder:
             for name, norm in self.norms_of(layer).items():
                 yield f"{family.layers}.{i}.{name}", family.role(name), norm
         yield family.final, family.role(family.final), active_norm(self.final_norm)
+
+    def norms_among(self, which: str) -> Tensor | None:
+        """[norms] bool, which of the norms are meant by `Ablation.trained_norms`; None for all."""
+        if which == "all":
+            return None
+        family, n_roles = self.family, len(self.family.roles)
+        if which == "upper":
+            lower = len(self.layers) // 2 * n_roles
+            return torch.arange(len(self.layers) * n_roles + 1) >= lower
+        wanted = family.preconditioner if which == "p" else family.before_attention
+        return torch.tensor([*(name == wanted for _ in self.layers for name in family.roles), False])
+
+    def with_preconditioner(self, which: str) -> "Decoder":
+        """The view in which P belongs to the norm that `Ablation.p_norm` means."""
+        if which == "own":
+            return self
+        return replace(self, family=replace(self.family, preconditioner=self.family.before_attention))
 
     def preconditioner(self, layer: nn.Module, z: Tensor) -> Tensor:
         """P = γ / σ(z) [B, D] of a block at states z [B, D]."""

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 import ofa_kernels
+from ofa.ablation import AS_IT_IS
 from ofa.config import OFAConfig
 from ofa.data.words import cross_entropies
 from ofa.decoder.quantised import check_derivatives
 from ofa.decoder.view import Decoder
+from ofa.loss.forms import cross_entropies_of, sharpness_of, step_ratio_of
 from ofa.loss.objective import Objective, n_probes_at, probed_layers
-from ofa.passes.fast import stacked_pass
+from ofa.passes.fast import StackedPass, stacked_pass
 from ofa.passes.layer import Probes
 from ofa.passes.packing import Batch
 from ofa.passes.row_weights import RowWeights
@@ -21,11 +23,37 @@ from ofa_kernels import mix
 
 @dataclass(frozen=True)
 class JobExamples:
-    """What a pass has of one job: so many examples, one after the other, at a step of it."""
+    """What a pass has of one job: so many examples, one after the other, at a step of it.
+
+    `classes` are the tokens of its label words where each has one, for a loss over these alone.
+    """
 
     config: OFAConfig
     step: int
     n_examples: int
+    classes: Sequence[int] = ()
+
+
+def _ablated(jobs: Sequence[JobExamples]) -> bool:
+    return any(job.config.ablation != AS_IT_IS for job in jobs)
+
+
+def _sizes(jobs: Sequence[JobExamples]) -> list[int]:
+    return [job.n_examples for job in jobs]
+
+
+def _cross_entropies(ran: StackedPass, labels: Tensor, jobs: Sequence[JobExamples]) -> Tensor:
+    """The cross-entropy of each example [B]."""
+    if not _ablated(jobs):
+        return cross_entropies(ran.logits, ran.following, labels)
+    sizes = _sizes(jobs)
+    followings = [None] * len(jobs) if ran.following is None else ran.following.split(sizes)
+    parts = zip(jobs, ran.logits.split(sizes), followings, labels.split(sizes), strict=True)
+    of_jobs = [
+        cross_entropies_of(job.config.ablation, logits, following, of_job, job.classes)
+        for job, logits, following, of_job in parts
+    ]
+    return torch.cat(of_jobs)
 
 
 def _probes(decoder: Decoder, batch: Batch, jobs: Sequence[JobExamples]) -> Probes | None:
@@ -34,7 +62,7 @@ def _probes(decoder: Decoder, batch: Batch, jobs: Sequence[JobExamples]) -> Prob
         return None
     device = batch["example_ids"].device
     seeds = torch.tensor([mix(job.config.seed, job.step) for job in jobs], dtype=torch.uint64)
-    sizes = torch.tensor([job.n_examples for job in jobs])
+    sizes = torch.tensor(_sizes(jobs))
     of_examples = seeds.view(torch.int64).repeat_interleave(sizes).to(device)
     return Probes(probed_layers(decoder), n_probes, of_examples, batch["example_ids"])
 
@@ -44,8 +72,21 @@ def _step_ratios(z: Tensor, jobs: Sequence[JobExamples]) -> Tensor:
     asked = torch.tensor([job.config.lambda_step != 0 for job in jobs for _ in range(job.n_examples)])
     rows = asked.nonzero()[:, 0].to(z.device)
     _, ratios = ofa_kernels.step_ratio(z if asked.all() else z[:, rows], per_step=True)
-    totals = ratios.sum(0)
+    if _ablated(jobs):
+        asking = [job for job in jobs if job.config.lambda_step != 0]
+        parts = zip(asking, ratios.split(_sizes(asking), 1), strict=True)
+        totals = torch.cat([step_ratio_of(job.config.ablation, part) for job, part in parts])
+    else:
+        totals = ratios.sum(0)
     return totals if asked.all() else totals.new_zeros(len(asked)).index_copy(0, rows, totals)
+
+
+def _sharpness(products: Tensor, jobs: Sequence[JobExamples]) -> Tensor:
+    """H of each example [B]."""
+    if not _ablated(jobs):
+        return -products.mean((0, 1))
+    parts = zip(jobs, products.split(_sizes(jobs), -1), strict=True)
+    return torch.cat([sharpness_of(job.config.ablation, part) for job, part in parts])
 
 
 def job_objectives(
@@ -69,7 +110,7 @@ def job_objectives(
     """
     check_derivatives(decoder.lm, own_layers=False)
     ran = stacked_pass(decoder, batch, _probes(decoder, batch, jobs), weights)
-    sizes = torch.tensor([job.n_examples for job in jobs], device=ran.z.device)
+    sizes = torch.tensor(_sizes(jobs), device=ran.z.device)
 
     def by_job(of_examples: Tensor) -> Tensor:
         # not by a matrix product, which would spread a NaN over all jobs; unsafe: a GPU is not waited for
@@ -78,12 +119,12 @@ def job_objectives(
     def column(weights: list[float]) -> Tensor:
         return torch.tensor(weights, dtype=nll.dtype, device=nll.device)
 
-    loss = nll = by_job(cross_entropies(ran.logits, ran.following, batch["labels"]))
+    loss = nll = by_job(_cross_entropies(ran, batch["labels"], jobs))
     ratio = sharp = None
     if any(job.config.lambda_step for job in jobs):
         ratio = by_job(_step_ratios(ran.z, jobs))
         loss = loss + column([job.config.lambda_step for job in jobs]) * ratio
     if ran.products is not None:
-        sharp = by_job(-ran.products.mean((0, 1)))
+        sharp = by_job(_sharpness(ran.products, jobs))
         loss = loss + column([job.config.lambda_sharp * job.config.sharpness_every for job in jobs]) * sharp
     return Objective(loss, nll, ratio, sharp)

@@ -93,14 +93,15 @@ def objective(model: nn.Module, batch: Batch, cfg: OFAConfig, step: int | Tensor
         examples and layers 1 to T-1.
 
     Raises:
-        ValueError: shapes don't fit, the family is not supported, a quantised layer drops derivatives, or a
-            tensor is the step of terms that depend on its value.
+        ValueError: shapes don't fit, the family is not supported, a quantised layer drops derivatives, a
+            tensor is the step of terms that depend on its value, or `cfg` has an ablation.
     """
     if isinstance(step, Tensor) and (cfg.terms == "paper_code" or cfg.sharpness_every != 1):
         raise ValueError(
             f"step is a tensor, whose value would have to be waited for, with terms={cfg.terms!r} and "
             f"sharpness_every={cfg.sharpness_every}; pass an int, or use 'formulas' and 1"
         )
+    cfg.refuse_ablation()
     decoder = Decoder.of(model)
     check_terms(decoder, cfg)
     check_derivatives(decoder.lm, own_layers=False)

@@ -1,11 +1,13 @@
 """A job of `fit_many` on its way."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ofa.config import OFAConfig
 from ofa.data.batch import Encoded, encoded
 from ofa.decoder.quantised import check_derivatives
 from ofa.decoder.view import Decoder
@@ -23,6 +25,8 @@ class Course:
         examples: its shots as token ids.
         steps: (epoch, indices, learning rate) of all steps.
         shares_passes: whether it can be run in one pass with others.
+        classes: the tokens of its label words, where each has one.
+        trained: [norms] bool, which norms are trained; None for all.
         history: what came of the steps that were taken.
         gammas: [norms, N] on the CPU, once the job has ended.
         error: what ended it early.
@@ -33,6 +37,8 @@ class Course:
     examples: Encoded
     steps: list[tuple[int, list[int], float]]
     shares_passes: bool
+    classes: list[int] = field(default_factory=list)
+    trained: Tensor | None = None
     history: list[dict] = field(default_factory=list)
     gammas: Tensor | None = None
     error: Exception | None = None
@@ -53,17 +59,41 @@ class Course:
             raise ValueError("at least one labelled example is needed, got none")
         stacked = why_not_stacked(decoder) is None
         check_terms(decoder, config)
+        if not stacked:
+            config.refuse_ablation()
         if not stacked and config.lambda_sharp != 0:
             check_derivatives(decoder.lm, own_layers=config.terms == "formulas")
         examples = encoded(tokenizer, job.task, shots, decoder.max_tokens)
         decoder.check_attention(max(examples.lengths))
         steps = config.schedule(job.max_steps).steps(len(shots))
-        return cls(job, examples, steps, stacked and config.terms == "formulas")
+        words = job.task.target_ids(tokenizer)
+        classes = [word[0] for word in words] if all(len(word) == 1 for word in words) else []
+        if config.ablation.loss_over == "labels" and not classes:
+            raise ValueError("loss_over='labels' needs label words of one token each; got whole_words=True")
+        if config.ablation.first_layer >= len(decoder.layers):
+            raise ValueError(
+                f"first_layer must be below the model's {len(decoder.layers)} layers, got "
+                f"{config.ablation.first_layer}"
+            )
+        trained = decoder.norms_among(config.ablation.trained_norms)
+        shares_passes = stacked and config.terms == "formulas"
+        return cls(job, examples, steps, shares_passes, classes, trained)
 
     @property
     def step(self) -> int:
         """The number of the next step."""
         return len(self.history)
+
+    @property
+    def config(self) -> OFAConfig:
+        """The job's configuration, with the weights of its next step."""
+        config = self.job.config
+        if config.ablation.lambda_schedule == "constant":
+            return config
+        n_steps = config.schedule().n_steps(len(self.examples.prompts))
+        left = (1 + math.cos(math.pi * self.step / n_steps)) / 2
+        weights = {name: left * getattr(config, name) for name in ("lambda_step", "lambda_sharp")}
+        return replace(config, **weights)
 
     @property
     def rows(self) -> list[int]:

@@ -16,6 +16,7 @@ from ofa.train import memory
 from ofa.train.course import Course
 from ofa.train.fit import passes_of
 from ofa.train.step import summed
+from ofa.train.term_gradients import TermGradients
 
 # of each job the loss and its terms by name, or what forbids them
 Values: TypeAlias = dict[str, float | None] | ValueError
@@ -26,24 +27,26 @@ Gradients: TypeAlias = Callable[[Sequence[Course], Tensor], tuple[Sequence[Value
 def shared_passes(decoder: Decoder) -> Gradients:
     """Gradients from passes that have examples of many jobs, as many as fit the memory.
 
-    In a pass all jobs have the same number of probes, or none, and label words of one token, or of several.
+    In a pass all jobs have the same number of probes, or none, label words of one token, or of several, and
+    the same norm as P.
     """
 
-    def kind(course: Course) -> tuple[int, bool]:
+    def kind(course: Course) -> tuple[int, bool, str]:
         several = any(len(word) > 1 for word in course.examples.words)
-        return n_probes_at(course.job.config, course.step), several
+        config = course.job.config
+        return n_probes_at(config, course.step), several, config.ablation.p_norm
 
     def gradients(courses: Sequence[Course], gammas: Tensor) -> tuple[list[Values], Tensor]:
         leaf = gammas.detach().contiguous().requires_grad_()
-        total, sums = torch.zeros_like(leaf), [Counter() for _ in courses]
-        kinds: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+        total, sums = TermGradients(courses, leaf), [Counter() for _ in courses]
+        kinds: dict[tuple[int, bool, str], list[tuple[int, int]]] = {}
         for a, course in enumerate(courses):
             kinds.setdefault(kind(course), []).extend((a, row) for row in course.rows)
-        for rows in kinds.values():
+        for (*_, p_norm), rows in kinds.items():
             lengths = [courses[a].examples.lengths[row] for a, row in rows]
             for part in memory.parts(rows, lengths, memory.tokens_at_once(decoder)):
-                total += _one_pass(decoder, courses, part, leaf, sums)
-        return [_computed(course, of_job) for course, of_job in zip(courses, sums, strict=True)], total
+                _one_pass(decoder.with_preconditioner(p_norm), courses, part, total, sums)
+        return [_computed(course, of_job) for course, of_job in zip(courses, sums, strict=True)], total.sum()
 
     return gradients
 
@@ -52,10 +55,10 @@ def _one_pass(
     decoder: Decoder,
     courses: Sequence[Course],
     part: Sequence[tuple[int, int]],  # (job, example), job by job
-    gammas: Tensor,
+    total: TermGradients,
     sums: Sequence[Counter],  # of each job the values until now, which those of this pass are added to
-) -> Tensor:
-    """The gradients of the jobs' losses, each by the share of the job's batch that is in the pass."""
+) -> None:
+    """Add the gradients of the jobs' losses, each by the share of the job's batch that is in the pass."""
     device, examples = decoder.device, [(courses[a].examples, row) for a, row in part]
     prompts, words = [e.prompts[row] for e, row in examples], [e.words[row] for e, row in examples]
     batch = {
@@ -64,22 +67,22 @@ def _one_pass(
     }
     which = torch.tensor([a for a, _ in part], device=device)
     sizes = Counter(a for a, _ in part)  # in the order of the jobs
-    jobs = [JobExamples(courses[a].job.config, courses[a].step, size) for a, size in sizes.items()]
-    terms = job_objectives(decoder, batch, RowWeights(gammas.unbind(), which), jobs)
+    jobs = [
+        JobExamples(courses[a].config, courses[a].step, size, courses[a].classes) for a, size in sizes.items()
+    ]
+    terms = job_objectives(decoder, batch, RowWeights(total.gammas.unbind(), which), jobs)
     shares = [size / len(courses[a].rows) for a, size in sizes.items()]
-    weighted = terms.loss * torch.tensor(shares, dtype=terms.loss.dtype, device=device)
-    (gradient,) = torch.autograd.grad(weighted.sum(), gammas)
+    total.add(terms, list(sizes), shares)
     named = {name: t for name, t in {"loss": terms.loss, **terms.terms()}.items() if t is not None}
     columns = torch.stack(list(named.values()), 1).tolist()
     for a, share, numbers in zip(sizes, shares, columns, strict=True):
         for name, number in zip(named, numbers, strict=True):
             sums[a][name] += share * number
-    return gradient
 
 
 def _computed(course: Course, sums: Counter) -> dict[str, float | None]:
     """The loss and its terms, None for those that the job does without at this step."""
-    config = course.job.config
+    config = course.config
     names = {"loss", *TERMS}
     if config.lambda_step == 0:
         names.remove("step_ratio")

@@ -109,6 +109,9 @@ class Lockstep:
             counts, rates = zip(*((course.step + 1, course.lr) for course in self.active), strict=True)
             decays = [course.job.config.weight_decay for course in self.active]
             self.stack.update(gradients[:, good], counts, rates, decays)
+            for a, course in enumerate(self.active):
+                if course.trained is not None:  # weight decay does not ask for gradients
+                    self.stack.gammas[~course.trained, a] = self.start[~course.trained]
         for a in good:
             found = values[a]
             assert isinstance(found, dict)
@@ -142,6 +145,10 @@ class Lockstep:
                 courses = [self.active[a] for a in at]
                 values, gradients[:, at] = _guarded(run, courses, self.stack.gammas[:, at])
                 found |= dict(zip(at, values, strict=True))
+        for a, course in enumerate(self.active):
+            if course.job.config.ablation.pull:
+                away = self.stack.gammas[:, a] - self.start
+                gradients[:, a] += course.job.config.ablation.pull * away
         return [found[a] for a in range(len(self.active))], gradients
 
     def _leave(self, gammas: Tensor, leaves: Sequence[bool]) -> None:

@@ -2,11 +2,16 @@ from dataclasses import replace
 
 import pytest
 
+from ofa.ablation import Ablation
 from ofa.compare.methods import METHODS
 from ofa.compare.variants import method_of, options_of
 from ofa.config import OFAConfig
 
 TRAINING = ["lr", "weight_decay", "epochs", "batch_size"]
+ABLATION = [
+    *("loss_over", "label_smoothing", "ratio_form", "trace_form", "first_layer", "p_norm"),
+    *("trained_norms", "lambda_schedule", "lambda_scale", "pull"),
+]
 OF_NORM_TUNING = ["lambda_step", "lambda_sharp", "n_probes", "sharpness_every", *TRAINING]
 
 
@@ -21,8 +26,8 @@ def test_every_method_has_the_numeric_options_of_its_own():
         "i2cl": TRAINING,
         "ia3": TRAINING,
         "lora": [*TRAINING, "r", "lora_alpha"],
-        "ln-tuning": OF_NORM_TUNING,
-        "ofa": OF_NORM_TUNING,
+        "ln-tuning": [*OF_NORM_TUNING, *ABLATION],
+        "ofa": [*OF_NORM_TUNING, *ABLATION],
         "paper-code": OF_NORM_TUNING,
     }
 
@@ -35,6 +40,8 @@ def test_options_change_what_they_name_and_nothing_else():
     found = method_of("ofa:lr=3e-3+n_probes=4")
     assert found.options == OFAConfig(lr=0.003, n_probes=4)
     assert type(found) is type(METHODS["ofa"]) and METHODS["ofa"].options == OFAConfig()
+    found = method_of("ofa:lr=3e-3+loss_over=labels+pull=.5")
+    assert found.options == OFAConfig(lr=0.003, ablation=Ablation(loss_over="labels", pull=0.5))
     assert method_of("lora:r=4").options == replace(METHODS["lora"].options, r=4)
 
 
@@ -50,6 +57,7 @@ def test_options_change_what_they_name_and_nothing_else():
         ("ofa:lambda_step=-0.0", "ofa:lambda_step=0"),
         ("ofa:lr=1e-5", "ofa:lr=1e-05"),
         ("lora:r=04", "lora:r=4"),
+        ("ofa:trained_norms= p +lr=1e-2", "ofa:lr=0.01+trained_norms=p"),
         ("ln-tuning:lr=1e-3", "ln-tuning:lr=0.001"),  # the default, and named all the same
     ],
 )
@@ -68,7 +76,7 @@ def test_equal_settings_have_one_name_that_reads_back(text, name):
         ("lora:rank=4", r"lora:rank=4: unknown option 'rank'.*known options are lr, .*, r, lora_alpha$"),
         ("ofa:seed=3", "unknown option 'seed'"),
         ("ofa:terms=paper_code", "unknown option 'terms'"),
-        ("ofa:", "ofa:: unknown option ''; write OPTION=NUMBER"),
+        ("ofa:", "ofa:: unknown option ''; write OPTION=VALUE"),
         ("ofa:lr=1+", r"unknown option ''"),
         ("ofa:lr", "lr must be a number, got ''; write lr=NUMBER"),
         ("ofa:lr=", "lr must be a number, got ''"),
@@ -76,6 +84,12 @@ def test_equal_settings_have_one_name_that_reads_back(text, name):
         ("lora:r=4.5", "r must be an integer, got '4.5'"),
         ("ofa:batch_size=None", "batch_size must be an integer, got 'None'"),
         ("ofa:lr=1+lr=1", "lr is given twice; leave one out"),
+        ("ofa:trained_norms=some", "trained_norms must be one of .*, got 'some'"),
+        ("ofa:loss_over=", "loss_over must be one of .*, got .0."),
+        ("ofa:first_layer=0", "first_layer must be an integer of at least 1, got 0"),
+        ("ofa:label_smoothing=1", "label_smoothing must be at least 0 and below 1"),
+        ("ofa:pull=-1", "pull must be finite and not negative"),
+        ("paper-code:pull=1", "unknown option 'pull'"),
     ],
 )
 def test_names_that_can_t_be_read_are_refused_with_what_would_do(text, message):
