@@ -5,6 +5,7 @@ from ofa.compare.methods.i2cl import I2CL
 from ofa.compare.methods.ia3 import IA3
 from ofa.compare.methods.icl import InContext
 from ofa.compare.methods.label_anchor import LabelAnchor
+from ofa.compare.methods.ln_ia3 import LNIA3
 from ofa.compare.methods.lora import LoRA
 from ofa.compare.methods.norm_tuning import LN_TUNING, OFA, PAPER_CODE
 from ofa.compare.methods.soft_prompt import SoftPrompt
@@ -21,6 +22,7 @@ METHODS: dict[str, Method] = {
         TaskVector(),
         I2CL(),
         IA3(),
+        LNIA3(),
         LoRA(),
         LN_TUNING,
         OFA,

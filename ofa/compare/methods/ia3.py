@@ -12,6 +12,11 @@ from ofa.config import Schedule
 SCHEDULE = Schedule(lr=5e-3, weight_decay=1e-3, epochs=30, batch_size=5)
 
 
+def ia3_config() -> IA3Config:
+    """Of a factor a key, value and hidden unit; a new one each time, since PEFT writes into it."""
+    return IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])
+
+
 @dataclass(frozen=True)
 class IA3:
     """One factor a key, value and hidden unit of the MLP (Liu et al. 2022), by PEFT."""
@@ -21,7 +26,4 @@ class IA3:
 
     def fit(self, setting: Setting) -> AbstractContextManager[Fitted]:
         """Train the factors; on leaving they are gone."""
-        config = IA3Config(
-            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
-        )
-        return fit_adapter(setting, config, self.options)
+        return fit_adapter(setting, ia3_config(), self.options)

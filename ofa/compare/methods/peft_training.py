@@ -79,16 +79,18 @@ def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: 
 
 
 @contextmanager
-def fit_adapter(setting: Setting, config: PeftConfig, schedule: Schedule) -> Iterator[Fitted]:
-    """Train an adapter that PEFT puts into the model's linear layers, and take it off on leaving.
+def adapter(setting: Setting, config: PeftConfig) -> Iterator[list[nn.Parameter]]:
+    """An untrained adapter that PEFT puts into the model's linear layers, and takes off on leaving.
 
     Args:
-        setting: model and shots.
+        setting: the model, and the seed of the adapter's weights.
         config: of the adapter; PEFT holds an adapter's weights in float32 also in a 16-bit model.
-        schedule: optimiser and epochs.
+
+    Yields:
+        The adapter's weights, which alone train.
 
     Raises:
-        ValueError, NonFiniteError: as `train_on_shots`.
+        ValueError: an unsupported model.
     """
     setting.decoder  # noqa: B018 - refuses another family while nothing is changed
     with frozen(setting.model):
@@ -97,8 +99,28 @@ def fit_adapter(setting: Setting, config: PeftConfig, schedule: Schedule) -> Ite
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             adapted = get_peft_model(setting.model, config)
         try:
-            weights = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-            n_steps = train_on_shots(setting, weights, schedule)
-            yield Fitted(setting.scorer(), sum(weight.numel() for weight in weights), n_steps)
+            yield [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         finally:
             adapted.unload()
+
+
+def fitted(setting: Setting, weights: Sequence[nn.Parameter], schedule: Schedule) -> Fitted:
+    """Train weights that the model computes with, as `train_on_shots`; then it is ready to score."""
+    n_steps = train_on_shots(setting, weights, schedule)
+    return Fitted(setting.scorer(), sum(weight.numel() for weight in weights), n_steps)
+
+
+@contextmanager
+def fit_adapter(setting: Setting, config: PeftConfig, schedule: Schedule) -> Iterator[Fitted]:
+    """Train an adapter of PEFT; on leaving it is gone.
+
+    Args:
+        setting: model and shots.
+        config: of the adapter.
+        schedule: optimiser and epochs.
+
+    Raises:
+        ValueError, NonFiniteError: as `train_on_shots`.
+    """
+    with adapter(setting, config) as weights:
+        yield fitted(setting, weights, schedule)

@@ -100,7 +100,10 @@ def test_what_must_be_equal_is_run_once(model, tokenizer, pool, tmp_path, monkey
     assert ran == [("zero-shot", "A", 0), ("icl", "A", 0), ("icl", "A", 1)]
 
 
-@pytest.mark.parametrize("name", ["soft-prompt", "i2cl", "ia3", "lora", "ln-tuning", "ofa", "paper-code"])
+TRAINED = ("soft-prompt", "i2cl", "ia3", "ln-ia3", "lora", "ln-tuning", "ofa", "paper-code")
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_cell_is_trained_with_the_options_in_its_name(model, tokenizer, pool, name):
     cells = planned(pool, methods=[f"{name}:epochs=3+batch_size=2"], seeds=[0], max_steps=None)
     ((_, cell),) = cells

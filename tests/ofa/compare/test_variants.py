@@ -25,6 +25,7 @@ def test_every_method_has_the_numeric_options_of_its_own():
         "task-vector": [],
         "i2cl": TRAINING,
         "ia3": TRAINING,
+        "ln-ia3": TRAINING,
         "lora": [*TRAINING, "r", "lora_alpha"],
         "ln-tuning": [*OF_NORM_TUNING, *ABLATION],
         "ofa": [*OF_NORM_TUNING, *ABLATION],
