@@ -57,7 +57,8 @@ class Comparison:
     Attributes:
         tasks: names of the catalog, or files of labelled rows; "all" is every task that the folder's
             tasks.json defines, or without one every task of the paper's table.
-        methods: names of methods, with options or without (`method_of`); "all" is every one without.
+        methods: names of methods, with options or without (`method_of`); "all" is every one without, and
+            "@FILE" what the lines of a text file name, of which blank ones and all from a # on are ignored.
         protocols: "A", "B" or both; "all" is both.
         seeds: of the draws.
         out: folder of the cells, tables and plots.
@@ -93,8 +94,8 @@ class Comparison:
         """The same with "all" spelled out, every method under its one name, and nothing twice.
 
         Raises:
-            ValueError: every unknown task, method, option and protocol, and where none is given, a line each;
-                or a malformed tasks.json.
+            ValueError: every unknown task, method, option and protocol, and where none is given, a line each,
+                with the file and line that it is from; or a malformed tasks.json.
         """
         known, wrong = datasets.data_sets(self.data), []
         for option, names, every in (
@@ -107,9 +108,9 @@ class Comparison:
         own = [name for name, entry in known.items() if entry.repo is None]
         found = replace(
             self,
-            tasks=_accepted(self.tasks, own or known, self._task, wrong),
-            methods=_accepted(self.methods, METHODS, lambda text: method_of(text).name, wrong),
-            protocols=_accepted(self.protocols, PROTOCOLS, _protocol, wrong),
+            tasks=_accepted(_typed(self.tasks), own or known, self._task, wrong),
+            methods=_accepted(_lines(self.methods, wrong), METHODS, lambda text: method_of(text).name, wrong),
+            protocols=_accepted(_typed(self.protocols), PROTOCOLS, _protocol, wrong),
         )
         if wrong:
             raise ValueError("\n".join(wrong))
@@ -153,21 +154,47 @@ def _protocol(name: str) -> str:
 
 
 @contextmanager
-def _noted(wrong: list[str]) -> Iterator[None]:
+def _noted(wrong: list[str], place: str = "") -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        wrong.append(str(error))
+        wrong.append(f"{place}{error}")
+
+
+def _typed(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The names with the place that complaints begin with: none."""
+    return [(name, "") for name in names]
+
+
+def _lines(names: Iterable[str], wrong: list[str]) -> list[tuple[str, str]]:
+    """The same, where the lines of FILE with their places stand for @FILE; unreadable files are `wrong`."""
+    found = []
+    for name in names:
+        if not name.startswith("@"):
+            found += _typed([name])
+            continue
+        path = Path(name[1:])
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            wrong.append(f"{name} can't be read: {error}")
+            continue
+        texts = (line.partition("#")[0].strip() for line in lines)
+        named = [(text, f"{path}, line {i}: ") for i, text in enumerate(texts, 1) if text]
+        found += named
+        if not named:
+            wrong.append(f"{path} names nothing; have a method a line")
+    return found
 
 
 def _accepted(
-    names: Iterable[str], every: Iterable[str], check: Callable[[str], str], wrong: list[str]
+    names: Iterable[tuple[str, str]], every: Iterable[str], check: Callable[[str], str], wrong: list[str]
 ) -> list[str]:
-    """What `check` makes of the names, each once; its complaints are added to `wrong`."""
+    """What `check` makes of the names, each once; its complaints are added to `wrong` with their places."""
     found = {}
-    for text in names:
+    for text, place in names:
         for name in every if text == "all" else [text]:
-            with _noted(wrong):
+            with _noted(wrong, place):
                 found[check(name)] = None
     return list(found)
 

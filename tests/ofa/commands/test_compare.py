@@ -113,6 +113,46 @@ def test_all_is_every_method_without_options_and_nothing_comes_twice():
     assert options.resolved().tasks == ["mr"]
 
 
+def resolved(methods):
+    return Comparison(["mr"], methods, ["A"], range(1), Path()).resolved().methods
+
+
+def test_a_file_s_lines_stand_for_it(tmp_path):
+    file = tmp_path / "settings.txt"
+    file.write_text("# rates\n\n  ofa:lr=1e-2  # the largest\nln-tuning\n\tln-tuning:lr=3e-3\n")
+    assert resolved(["lora", f"@{file}", "ln-tuning", "ia3"]) == [
+        "lora", "ofa:lr=0.01", "ln-tuning", "ln-tuning:lr=0.003", "ia3",
+    ]  # fmt: skip
+    file.write_text("all")
+    assert resolved([f"@{file}"]) == list(METHODS)
+
+
+def test_wrong_lines_of_files_are_told_with_the_other_wrong_names(tmp_path):
+    file, empty, binary = (tmp_path / name for name in ("settings.txt", "empty.txt", "binary.txt"))
+    file.write_text("ofa\n\nofa:lrr=1\nmagic # ?\n")
+    empty.write_text("# nothing\n")
+    binary.write_bytes(b"\xff\xfe")
+    names = ["trick", f"@{file}", f"@{empty}", f"@{binary}", f"@{tmp_path / 'none.txt'}"]
+    with pytest.raises(ValueError) as error:
+        resolved(names)
+    told = str(error.value).splitlines()
+    starts = [
+        f"{empty} names nothing", f"@{binary} can't be read: ", f"@{tmp_path / 'none.txt'} can't be read: ",
+        "unknown method 'trick'", f"{file}, line 3: ofa:lrr=1: unknown option 'lrr'",
+        f"{file}, line 4: unknown method 'magic'",
+    ]  # fmt: skip
+    assert len(told) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(told, starts, strict=True)), told
+
+
+def test_a_file_of_methods_runs(arguments, tmp_path):
+    (tmp_path / "settings.txt").write_text("zero-shot\nln-tuning:lr=3e-3\n")
+    code, output = run(*arguments, "--methods", f"@{tmp_path / 'settings.txt'}")
+    assert code == 0 and "4 cells run" in output
+    code, output = run(*arguments, "--methods", "@nowhere.txt")
+    assert code == 1 and "@nowhere.txt can't be read" in output
+
+
 @pytest.mark.parametrize(("text", "numbers"), [("2", [0, 1]), ("100-102", [100, 101, 102]), (" 7-7 ", [7])])
 def test_draws_are_a_number_of_them_or_a_range(text, numbers):
     assert list(draws(text)) == numbers
