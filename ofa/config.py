@@ -5,12 +5,16 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import TypeAlias
 
 from ofa.ablation import AS_IT_IS, Ablation
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 WARMUP_SHARE = 0.05
 FORMS = ("formulas", "paper_code")  # of the terms
+
+# (epoch, indices of the examples, learning rate) of every step of a run
+Steps: TypeAlias = list[tuple[int, list[int], float]]
 
 
 def check_count(name: str, value: int) -> None:
@@ -80,8 +84,8 @@ class Schedule:
 
         return at
 
-    def steps(self, n_examples: int) -> list[tuple[int, list[int], float]]:
-        """(epoch, indices, learning rate) of every step up to `max_steps`."""
+    def steps(self, n_examples: int) -> Steps:
+        """Every step up to `max_steps`."""
         factor = self.factor(n_examples)
         taken = enumerate(islice(self.batches(n_examples), self.max_steps))
         return [(epoch, rows, self.lr * factor(step)) for step, (epoch, rows) in taken]

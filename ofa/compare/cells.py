@@ -89,8 +89,8 @@ class Cell:
 
     @property
     def trained(self) -> str:
-        """A key of the cell's training, which the protocol does not change."""
-        return digest(asdict(replace(self, protocol="A")))[:16]
+        """A key of the cell's training."""
+        return digest(asdict(self))[:16]
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def compare(
             missing = [other for owner, other in own if owner is pool and other not in finished]
             waiting = [(other.trained, _job(model, tokenizer, pool, other)) for other in missing]
             jobs = {key: job for key, job in waiting if job is not None and key not in trainings}
-            if sum(key in jobs for key, _ in waiting) == 1:
+            if len(jobs) == 1:
                 return None
             trainings.run(model, tokenizer, jobs, watch)
         return trainings[cell.trained]
@@ -299,7 +299,6 @@ def compare(
         )
         _append(path, row)
         finished[cell] = row
-        unfinished = (other for _, other in own if other not in finished)
-        if training and all(other.trained != cell.trained for other in unfinished):
+        if training:
             trainings.drop(cell.trained)
         yield row, True

@@ -1,5 +1,6 @@
 """Prompts and their labels as batches of tensors."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +24,10 @@ def pad(prompts: Sequence[list[int]], device: torch.device) -> dict[str, Tensor]
 
 
 def labelled(
-    prompts: Sequence[list[int]], words: Sequence[list[int]], device: torch.device
+    prompts: Sequence[Sequence[int]], words: Sequence[list[int]], device: torch.device
 ) -> dict[str, Tensor]:
     """A batch whose `labels` are the words' tokens, [B] where each has one; see `ofa.objective`."""
-    batch = pad([prompt + word[:-1] for prompt, word in zip(prompts, words, strict=True)], device)
+    batch = pad([[*prompt, *word[:-1]] for prompt, word in zip(prompts, words, strict=True)], device)
     longest = max(map(len, words))
     labels = torch.tensor([word + [IGNORED] * (longest - len(word)) for word in words], device=device)
     return {**batch, "labels": labels if longest > 1 else labels[:, 0]}
@@ -42,7 +43,7 @@ class Encoded:
         n_truncated: how many texts were cut.
     """
 
-    prompts: list[list[int]]
+    prompts: Sequence[Sequence[int]]
     words: list[list[int]]
     n_truncated: int
 
@@ -57,14 +58,27 @@ class Encoded:
         return {**batch, "example_ids": torch.tensor(rows, device=device)}
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, task: Task, rows: Sequence[dict], max_tokens: int) -> Encoded:
-    """The token ids of rows {"text", "label"}; arguments and errors as in `features`."""
+def encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    rows: Sequence[dict],
+    max_tokens: int,
+    before: Sequence[str] | None = None,
+) -> Encoded:
+    """The token ids of rows {"text", "label"}; arguments and errors as in `features`.
+
+    `before` is what precedes each row's prompt and is never cut; a ValueError where it leaves no room.
+    """
     task.check_labels(rows)
+    texts = as_texts(row["text"] for row in rows)
     words = task.target_ids(tokenizer)
     limit = max_tokens - max(map(len, words)) + 1
-    prompts = [task.encode(tokenizer, text, limit) for text in as_texts(row["text"] for row in rows)]
+    preceded = zip(texts, before or [""] * len(texts), strict=True)
+    prompts = [task.encode(tokenizer, text, limit, demonstrations) for text, demonstrations in preceded]
     n_truncated = count_truncated(prompts)
-    return Encoded([prompt.ids for prompt in prompts], [words[row["label"]] for row in rows], n_truncated)
+    # four bytes a token: behind demonstrations every epoch has prompts of its own
+    ids = [array("i", prompt.ids) for prompt in prompts]
+    return Encoded(ids, [words[row["label"]] for row in rows], n_truncated)
 
 
 def features(
@@ -88,7 +102,7 @@ def features(
     examples = encoded(tokenizer, task, list(rows), max_tokens)
     return [
         {
-            "input_ids": prompt + word[:-1],
+            "input_ids": [*prompt, *word[:-1]],
             "labels": word if task.whole_words else word[0],
             "example_ids": i,
         }

@@ -7,13 +7,38 @@ from functools import cached_property
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ofa.config import OFAConfig
-from ofa.data.batch import Encoded, encoded
+from ofa.ablation import AS_IT_IS
+from ofa.config import OFAConfig, Steps
+from ofa.data.batch import Encoded
+from ofa.data.leave_one_out import training_prompts
 from ofa.decoder.quantised import check_derivatives
 from ofa.decoder.view import Decoder
 from ofa.loss.objective import check_terms
 from ofa.passes.fast import why_not_stacked
 from ofa.train.job import Job, JobResult
+
+
+def _ablated(
+    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, job: Job
+) -> tuple[list[int], Tensor | None]:
+    """A course's `classes` and `trained`, where the job's ablation asks for them.
+
+    Raises:
+        ValueError: the ablation doesn't fit the task or the model.
+    """
+    ablation, n_layers, classes = job.config.ablation, len(decoder.layers), []
+    if ablation == AS_IT_IS:
+        return [], None
+    if ablation.loss_over == "labels":
+        words = job.task.target_ids(tokenizer)
+        if any(len(word) > 1 for word in words):
+            raise ValueError("loss_over='labels' needs label words of one token each; got whole_words=True")
+        classes = [word[0] for word in words]
+    if ablation.first_layer >= n_layers:
+        raise ValueError(
+            f"first_layer must be below the model's {n_layers} layers, got {ablation.first_layer}"
+        )
+    return classes, decoder.norms_among(ablation.trained_norms)
 
 
 @dataclass(eq=False)  # two jobs that are equal are two jobs
@@ -22,10 +47,10 @@ class Course:
 
     Attributes:
         job: what it was asked for.
-        examples: its shots as token ids.
-        steps: (epoch, indices, learning rate) of all steps.
+        examples: its prompts as token ids.
+        steps: all of them.
         shares_passes: whether it can be run in one pass with others.
-        classes: the tokens of its label words, where each has one.
+        classes: the tokens of its label words, where its loss is over these alone.
         trained: [norms] bool, which norms are trained; None for all.
         history: what came of the steps that were taken.
         gammas: [norms, N] on the CPU, once the job has ended.
@@ -35,7 +60,7 @@ class Course:
 
     job: Job
     examples: Encoded
-    steps: list[tuple[int, list[int], float]]
+    steps: Steps
     shares_passes: bool
     classes: list[int] = field(default_factory=list)
     trained: Tensor | None = None
@@ -63,19 +88,12 @@ class Course:
             config.refuse_ablation()
         if not stacked and config.lambda_sharp != 0:
             check_derivatives(decoder.lm, own_layers=config.terms == "formulas")
-        examples = encoded(tokenizer, job.task, shots, decoder.max_tokens)
+        schedule = config.schedule(job.max_steps)
+        examples, steps = training_prompts(
+            tokenizer, job.task, shots, decoder.max_tokens, schedule, job.demonstrations
+        )
         decoder.check_attention(max(examples.lengths))
-        steps = config.schedule(job.max_steps).steps(len(shots))
-        words = job.task.target_ids(tokenizer)
-        classes = [word[0] for word in words] if all(len(word) == 1 for word in words) else []
-        if config.ablation.loss_over == "labels" and not classes:
-            raise ValueError("loss_over='labels' needs label words of one token each; got whole_words=True")
-        if config.ablation.first_layer >= len(decoder.layers):
-            raise ValueError(
-                f"first_layer must be below the model's {len(decoder.layers)} layers, got "
-                f"{config.ablation.first_layer}"
-            )
-        trained = decoder.norms_among(config.ablation.trained_norms)
+        classes, trained = _ablated(decoder, tokenizer, job)
         shares_passes = stacked and config.terms == "formulas"
         return cls(job, examples, steps, shares_passes, classes, trained)
 
@@ -90,7 +108,7 @@ class Course:
         config = self.job.config
         if config.ablation.lambda_schedule == "constant":
             return config
-        n_steps = config.schedule().n_steps(len(self.examples.prompts))
+        n_steps = config.schedule().n_steps(len(self.job.shots))
         left = (1 + math.cos(math.pi * self.step / n_steps)) / 2
         weights = {name: left * getattr(config, name) for name in ("lambda_step", "lambda_sharp")}
         return replace(config, **weights)

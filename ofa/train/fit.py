@@ -122,7 +122,7 @@ def fit(
             of_classes = task.target_ids(tokenizer)
             run = digest([cfg.settings(), asdict(task), list(shots), of_classes, str(lm.dtype)], weights)
             kept = Checkpoint(Path(checkpoint), run)
-        result = train(step, len(shots), cfg.schedule(max_steps), progress, kept)
+        result = train(step, cfg.schedule(max_steps).steps(len(shots)), progress, kept)
     finally:
         lm.train(was_training)
     result.n_truncated = examples.n_truncated

@@ -82,7 +82,8 @@ def _course(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, number: int, j
 def _settings(tokenizer: PreTrainedTokenizerBase, job: Job) -> list:
     """What a job's numbers depend on."""
     of_classes = job.task.target_ids(tokenizer)
-    return [job.config.settings(), asdict(job.task), list(job.shots), of_classes, job.max_steps]
+    chosen = job.config.settings(), asdict(job.task), list(job.shots), job.max_steps, job.demonstrations
+    return [*chosen, of_classes]
 
 
 def _train(lockstep: Lockstep, progress: bool, checkpoint: Checkpoint | None) -> None:

@@ -18,6 +18,9 @@ class Job:
         shots: {"text": str, "label": class number} each; their positions are the probes' example ids.
         config: objective, optimiser and schedule; `cuda_graph` plays no part.
         max_steps: stop after so many steps; the learning rate follows the schedule of the whole run.
+        demonstrations: before each shot's prompt stand the other shots with their label words, in an order
+            that `config.seed` shuffles anew each epoch: to train for prompts behind demonstrations. `fit` has
+            no such option. The example id of shot i of n in epoch e is then e · n + i.
 
     Raises:
         TypeError: the task or the config is something else.
@@ -28,6 +31,7 @@ class Job:
     shots: Sequence[dict]
     config: OFAConfig = field(default_factory=OFAConfig)
     max_steps: int | None = None
+    demonstrations: bool = False
 
     def __post_init__(self):
         for name, wanted in (("task", Task), ("config", OFAConfig)):

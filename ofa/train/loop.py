@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from ofa.config import Schedule
+from ofa.config import Steps
 from ofa.loss.objective import TERMS
 from ofa.progress import progress_bar
 from ofa.train.checkpoint import Checkpoint, deferred_interrupt
@@ -39,8 +39,7 @@ def stopped(n_taken: int, n_steps: int, checkpoint: Checkpoint | None) -> str:
 
 def train(
     step: Step,
-    n_examples: int,
-    schedule: Schedule,
+    steps: Steps,
     progress: bool = True,
     checkpoint: Checkpoint | None = None,
 ) -> FitResult:
@@ -48,8 +47,7 @@ def train(
 
     Args:
         step: what is trained, and how a step is taken.
-        n_examples: how many there are.
-        schedule: learning rate and order; the weight decay is the step's.
+        steps: which are taken; the weight decay is the `Step`'s.
         progress: show a bar with the loss terms and the time that remains.
         checkpoint: where the run is kept and, if it is there already, resumed with the same bits.
 
@@ -62,7 +60,6 @@ def train(
         CheckpointError: the checkpoint is damaged or of another run.
         KeyboardInterrupt: Ctrl-C; the step was finished, and written to the checkpoint.
     """
-    steps = schedule.steps(n_examples)
     n_steps = len(steps)
     result = FitResult(checkpoint.load(step.weights, step.optimizer) if checkpoint else [])
     batches = list(enumerate(steps))[len(result.history) :]

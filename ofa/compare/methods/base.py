@@ -25,8 +25,8 @@ class Setting:
         tokenizer: the model's.
         task: template and label words.
         shots: {"text", "label"} each; what there is to learn from.
-        protocol: "A", test prompts stand alone; "B", the shots precede every test prompt as demonstrations.
-            Training is the same in both.
+        protocol: "A", prompts stand alone; "B", the shots precede every test prompt as demonstrations, and
+            the other shots every training prompt (see `training_prompts`).
         seed: of everything random.
         max_steps: cap on optimiser steps; None for as many as the method takes.
         progress: show bars.

@@ -97,11 +97,14 @@ def noisy(change: Change, generator: torch.Generator) -> Change:
 
 
 def calibrate(setting: Setting, vectors: Tensor, scalars: nn.Parameter, schedule: Schedule) -> int:
-    """Train the scalars in place, on the shots' zero-shot prompts under noise; the steps taken."""
+    """Train the scalars in place, on the shots' zero-shot prompts under noise; the steps taken.
+
+    The prompts are bare in both protocols: the context vectors stand for the demonstrations.
+    """
     generator = torch.Generator(vectors.device).manual_seed(setting.seed)
     change = noisy(injection(vectors, scalars), generator)
     with frozen(setting.model), outputs_changed(setting.decoder, change):
-        return train_on_shots(setting, [scalars], schedule)
+        return train_on_shots(replace(setting, protocol="A"), [scalars], schedule)
 
 
 @dataclass(frozen=True)

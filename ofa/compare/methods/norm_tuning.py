@@ -54,7 +54,8 @@ class NormTuning:
         return Fitted(setting.scorer(), n_trainable, n_steps, measure=partial(terms_at, setting))
 
     def _job(self, setting: Setting) -> Job:
-        return Job(setting.task, setting.shots, replace(self.options, seed=setting.seed), setting.max_steps)
+        config = replace(self.options, seed=setting.seed)
+        return Job(setting.task, setting.shots, config, setting.max_steps, bool(setting.demonstrations))
 
 
 @torch.no_grad()

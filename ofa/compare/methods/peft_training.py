@@ -11,10 +11,11 @@ from torch import nn
 
 from ofa.compare.methods.base import Fitted, Setting
 from ofa.config import Schedule
-from ofa.data.batch import encoded, labelled
+from ofa.data.leave_one_out import training_prompts
 from ofa.data.words import cross_entropy
 from ofa.loss.objective import Objective
 from ofa.passes.own_layers import token_states
+from ofa.train import memory
 from ofa.train.loop import train
 from ofa.train.step import Uncaptured
 
@@ -43,9 +44,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: Schedule) -> int:
     """Minimise the shots' cross-entropy over the vocabulary, on the words' tokens that the task scores.
 
+    A batch that `memory.tokens_at_once` does not allow is run in parts, with the same gradient.
+
     Args:
         setting: its model already computes with the weights; its seed and `max_steps` replace the ones in
-            the schedule.
+            the schedule, and its protocol says whether the other shots precede a prompt.
         weights: what is trained, in place.
         schedule: optimiser and epochs.
 
@@ -53,27 +56,31 @@ def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: 
         Steps taken.
 
     Raises:
-        ValueError: no shots, an unknown label, an empty text, colliding label words, or an unsupported model.
+        ValueError: no shots, an unknown label, an empty text, colliding label words, demonstrations that
+            leave no room for a text, or an unsupported model.
         NonFiniteError: the loss or the gradient is NaN or infinite.
     """
     decoder, shots = setting.decoder, setting.shots
     if not shots:
         raise ValueError("training needs at least one labelled example, got none")
-    examples, lm = encoded(setting.tokenizer, setting.task, shots, decoder.max_tokens), decoder.lm
+    schedule = replace(schedule, seed=setting.seed, max_steps=setting.max_steps)
+    examples, steps = training_prompts(
+        setting.tokenizer, setting.task, shots, decoder.max_tokens, schedule, bool(setting.demonstrations)
+    )
 
     def passes(_: int, rows: list[int]) -> Iterator[tuple[float, Objective]]:
-        prompts, words = ([ids[i] for i in rows] for ids in (examples.prompts, examples.words))
-        batch = labelled(prompts, words, decoder.device)
-        states = token_states(decoder, batch, record=False)
-        loss = cross_entropy(states.logits, states.following, batch["labels"])
-        yield 1, Objective(loss, loss)
+        lengths = [examples.lengths[i] for i in rows]
+        for part in memory.parts(rows, lengths, memory.tokens_at_once(decoder)):
+            batch = examples.batch(part, decoder.device)
+            states = token_states(decoder, batch, record=False)
+            loss = cross_entropy(states.logits, states.following, batch["labels"])
+            yield len(part) / len(rows), Objective(loss, loss)
 
-    schedule = replace(schedule, seed=setting.seed, max_steps=setting.max_steps)
-    was_training = lm.training
+    lm, was_training = decoder.lm, decoder.lm.training
     lm.eval()
     try:
         step = Uncaptured(weights, passes, schedule.weight_decay)
-        return len(train(step, len(shots), schedule, setting.progress).history)
+        return len(train(step, steps, setting.progress).history)
     finally:
         lm.train(was_training)
 

@@ -5,7 +5,7 @@ import os
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 
 import pytest
 import torch
@@ -45,9 +45,8 @@ def test_cells_of_a_set_have_the_numbers_of_trainings_alone(model, tokenizer, po
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rows = [row for row, _ in compare(model, tokenizer, cells, tmp_path)]
     assert [Cell.of(row) for row in rows] == [cell for _, cell in cells]
-    assert [[(job.config.seed, job.config.lr) for job in jobs] for jobs in sets] == [
-        [(0, 1e-3), (0, 0.03), (1, 1e-3), (1, 0.03)]
-    ], "a training is of both protocols"
+    chosen = [[(job.config.seed, job.demonstrations, job.config.lr) for job in jobs] for jobs in sets]
+    assert chosen == [[*product((0, 1), (False, True), (1e-3, 0.03))]], "each protocol has its own trainings"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["cells.jsonl"]
     for row, (_, cell) in zip(rows, cells, strict=True):
@@ -56,7 +55,7 @@ def test_cells_of_a_set_have_the_numbers_of_trainings_alone(model, tokenizer, po
             assert row["seconds_fit"] > 0
             assert row.pop("notes") == alone.pop("notes") == {}
             assert numbers(row) == pytest.approx(alone, abs=1e-4), cell
-        assert row["n_trained_together"] == (4 if cell.method in IN_SETS else 1)
+        assert row["n_trained_together"] == (8 if cell.method in IN_SETS else 1)
         assert in_set(row) == (cell.method in IN_SETS)
 
 

@@ -18,10 +18,12 @@ from ofa.train.lockstep import Lockstep
 from tests.ofa.conftest import build_llama
 from tests.ofa.train.jobs import JOBS, PLAIN, SHOTS, WHOLE, assert_same_bits
 
-# two more: one that ends early, one whose passes are its own
+# three more: one that ends early, one whose passes are its own, one whose prompts differ by epoch
 WILD = Job(PLAIN, SHOTS, OFAConfig(0.1, 0.05, epochs=9, batch_size=3, lr=1e200))
 PUBLISHED = Job(PLAIN, SHOTS[:3], OFAConfig(0.1, 0.1, epochs=2, batch_size=2, lr=1e-2, terms="paper_code"))
-SET = [WILD, *JOBS, PUBLISHED]
+CONFIG = OFAConfig(0.1, 0.05, epochs=4, batch_size=2, lr=1e-2, seed=5)
+IN_CONTEXT = Job(PLAIN, SHOTS[:3], CONFIG, demonstrations=True)
+SET = [WILD, *JOBS, PUBLISHED, IN_CONTEXT]
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +114,7 @@ CHANGES = {
     "a learning rate": lambda jobs: [replace(jobs[0], config=replace(jobs[0].config, lr=0.5)), *jobs[1:]],
     "a task": lambda jobs: [*jobs[:-1], replace(jobs[-1], task=WHOLE)],
     "where a job ends": lambda jobs: [replace(jobs[0], max_steps=3), *jobs[1:]],
+    "what precedes a prompt": lambda jobs: [jobs[0], replace(jobs[1], demonstrations=True)],
     "the order": lambda jobs: jobs[::-1],
     "a job less": lambda jobs: jobs[:-1],
 }
