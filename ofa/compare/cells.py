@@ -235,10 +235,10 @@ def run_cell(
     }
 
 
-def _job(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pool: Pool, cell: Cell) -> Job | None:
-    """A cell's training as one of a set; None where it has to run alone."""
+def _jobs(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pool: Pool, cell: Cell) -> list[Job]:
+    """A cell's training as some jobs of a set; none where it has to run alone."""
     method = method_of(cell.method)
-    return method.job(_setting(model, tokenizer, pool, cell)) if isinstance(method, NormTuning) else None
+    return method.jobs(_setting(model, tokenizer, pool, cell)) if isinstance(method, NormTuning) else []
 
 
 def compare(
@@ -275,12 +275,12 @@ def compare(
 
     def trained(pool: Pool, cell: Cell) -> Training | None:
         """A cell's training in a set, which runs unless it has; None for what trains alone or not at all."""
-        if _job(model, tokenizer, pool, cell) is None:
+        if not _jobs(model, tokenizer, pool, cell):
             return None
         if cell.trained not in trainings:
             missing = [other for owner, other in own if owner is pool and other not in finished]
-            waiting = [(other.trained, _job(model, tokenizer, pool, other)) for other in missing]
-            jobs = {key: job for key, job in waiting if job is not None and key not in trainings}
+            waiting = [(other.trained, _jobs(model, tokenizer, pool, other)) for other in missing]
+            jobs = {key: found for key, found in waiting if found and key not in trainings}
             if len(jobs) == 1:
                 return None
             trainings.run(model, tokenizer, jobs, watch)

@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ofa.train.checkpoint import digest
 from ofa.train.fit_many import fit_many
-from ofa.train.job import Job
+from ofa.train.job import Job, JobResult
+from ofa.train.step import NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,13 @@ UNWATCHED = Watch()
 
 @dataclass(frozen=True)
 class Training:
-    """What a training gave.
+    """What the training of a cell gave, which may be several jobs of a set.
 
     Attributes:
-        gammas: γ, a tensor a norm.
-        n_steps: optimiser steps that were taken.
-        seconds: its share of the time that the set took, see `JobResult`.
-        n_together: trainings in the set.
+        gammas: γ, a tensor a norm; the mean over the jobs.
+        n_steps: optimiser steps that were taken, of all jobs.
+        seconds: their share of the time that the set took, see `JobResult`.
+        n_together: jobs in the set.
         notes: what a table should say besides.
     """
 
@@ -50,6 +53,19 @@ class Training:
     seconds: float
     n_together: int
     notes: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, results: Sequence[JobResult], n_together: int | None = None, notes: dict | None = None
+    ) -> "Training":
+        """What the results of a cell's jobs come to; raises the first error that one of them ended in."""
+        for result in results:
+            if result.error is not None:
+                raise result.error
+        norms = zip(*(result.gammas for result in results), strict=True)
+        gammas = [torch.stack(of_norm).mean(0) for of_norm in norms]
+        n_steps, seconds = sum(len(r.history) for r in results), sum(r.seconds for r in results)
+        return cls(gammas, n_steps, seconds, n_together or len(results), notes or {})
 
 
 class Trainings:
@@ -81,7 +97,7 @@ class Trainings:
         self,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        jobs: Mapping[str, Job],
+        jobs: Mapping[str, Sequence[Job]],
         watch: Watch = UNWATCHED,
     ) -> None:
         """Train a set, and keep what it gives.
@@ -89,7 +105,7 @@ class Trainings:
         Args:
             model: unpatched; it is given back as it was.
             tokenizer: the model's.
-            jobs: by key.
+            jobs: of each cell, by its key.
             watch: shows it.
 
         Raises:
@@ -102,14 +118,15 @@ class Trainings:
             if other != unfinished:
                 other.unlink()
         notes = {"seconds_fit": "without what ran before the set was stopped"} if unfinished.exists() else {}
-        with watch.training(len(jobs)) as visible:
-            results = fit_many(model, tokenizer, list(jobs.values()), visible, unfinished)
-        for key, result in zip(jobs, results, strict=True):
-            if result.error is None:
-                training = Training(result.gammas, len(result.history), result.seconds, len(jobs), notes)
-                self._keep(key, training)
-            else:
-                self.errors[key] = result.error
+        every = [job for of_cell in jobs.values() for job in of_cell]
+        with watch.training(len(every)) as visible:
+            results = iter(fit_many(model, tokenizer, every, visible, unfinished))
+        for key, of_cell in jobs.items():
+            own = list(islice(results, len(of_cell)))
+            try:
+                self._keep(key, Training.of(own, len(every), notes))
+            except (NonFiniteError, ValueError) as error:
+                self.errors[key] = error
         unfinished.unlink(missing_ok=True)
 
     def drop(self, key: str) -> None:

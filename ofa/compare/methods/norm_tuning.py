@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ofa.compare.methods.base import Fitted, Setting
-from ofa.config import OFAConfig
+from ofa.compare.trainings import Training
+from ofa.config import OFAConfig, check_count
 from ofa.data.batch import labelled
 from ofa.decoder.patch import patch_model, set_gammas
 from ofa.loss.objective import objective
@@ -21,24 +22,43 @@ MEASURED, MEASURES = OFAConfig(n_probes=8), ("step_ratio", "sharpness")
 
 
 @dataclass(frozen=True)
+class NormTuningOptions(OFAConfig):
+    """A configuration, and how many trainings, each with a seed of its own, γ is the mean of.
+
+    Raises:
+        ValueError: `n_members` is no integer of at least 1, or as `OFAConfig`.
+    """
+
+    n_members: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_count("n_members", self.n_members)
+
+    def configs(self, seed: int) -> list[OFAConfig]:
+        """Of each training; the first has this seed, the second the one after it, and so on."""
+        own = {item.name: getattr(self, item.name) for item in fields(OFAConfig)}
+        return [OFAConfig(**{**own, "seed": seed + i}) for i in range(self.n_members)]
+
+
+@dataclass(frozen=True)
 class NormTuning:
     """Norm weights trained under a configuration."""
 
     name: str
-    options: OFAConfig
+    options: NormTuningOptions
 
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:
-        """Train in a set of one, put γ in, and undo on leaving."""
-        (result,) = fit_many(setting.model, setting.tokenizer, [self._job(setting)], setting.progress)
-        if result.error is not None:
-            raise result.error
-        with self.trained(setting, result.gammas, len(result.history)) as fitted:
+        """Train in a set of its own, put γ in, and undo on leaving."""
+        results = fit_many(setting.model, setting.tokenizer, self._jobs(setting), setting.progress)
+        training = Training.of(results)
+        with self.trained(setting, training.gammas, training.n_steps) as fitted:
             yield fitted
 
-    def job(self, setting: Setting) -> Job | None:
-        """The same training as one of a set; None where it has to run alone."""
-        return self._job(setting) if self.options.terms == "formulas" else None
+    def jobs(self, setting: Setting) -> list[Job]:
+        """The same trainings as some of a set; none where they have to run alone."""
+        return self._jobs(setting) if self.options.terms == "formulas" else []
 
     @contextmanager
     def trained(self, setting: Setting, gammas: Sequence[Tensor], n_steps: int) -> Iterator[Fitted]:
@@ -53,9 +73,10 @@ class NormTuning:
     def _fitted(self, setting: Setting, n_trainable: int, n_steps: int) -> Fitted:
         return Fitted(setting.scorer(), n_trainable, n_steps, measure=partial(terms_at, setting))
 
-    def _job(self, setting: Setting) -> Job:
-        config = replace(self.options, seed=setting.seed)
-        return Job(setting.task, setting.shots, config, setting.max_steps, bool(setting.demonstrations))
+    def _jobs(self, setting: Setting) -> list[Job]:
+        given = setting.task, setting.shots
+        configs, in_context = self.options.configs(setting.seed), bool(setting.demonstrations)
+        return [Job(*given, config, setting.max_steps, in_context) for config in configs]
 
 
 @torch.no_grad()
@@ -71,6 +92,6 @@ def terms_at(setting: Setting, texts: Sequence[str]) -> dict[str, float]:
     return {name: t.item() for name, t in found.terms().items() if t is not None and name in MEASURES}
 
 
-LN_TUNING = NormTuning("ln-tuning", OFAConfig(lambda_step=0, lambda_sharp=0))
-OFA = NormTuning("ofa", OFAConfig())
-PAPER_CODE = NormTuning("paper-code", OFAConfig.paper_code())
+LN_TUNING = NormTuning("ln-tuning", NormTuningOptions(lambda_step=0, lambda_sharp=0))
+OFA = NormTuning("ofa", NormTuningOptions())
+PAPER_CODE = NormTuning("paper-code", NormTuningOptions(**vars(OFAConfig.paper_code())))

@@ -12,14 +12,19 @@ import torch
 
 from ofa.compare import trainings as module
 from ofa.compare.cells import Cell, Common, compare, plan, run_cell
+from ofa.compare.metrics import metrics
 from ofa.compare.plots import plot_comparison
 from ofa.compare.statistics import in_set
 from ofa.compare.tables import accuracy_table
+from ofa.decoder.patch import patch_model, set_gammas
+from ofa.scoring import score
+from ofa.train.fit_many import fit_many
 from ofa.train.lockstep import Lockstep
 from ofa.train.step import NonFiniteError
 from tests.ofa.compare.test_cells import SOURCE, planned
 
 METHODS = ("zero-shot", "ln-tuning", "ofa:lr=0.03", "paper-code:epochs=2")
+METHODS_OF_MEMBERS = ("ln-tuning:lr=0.03+batch_size=1", "ln-tuning:lr=0.03+batch_size=1+n_members=3")
 IN_SETS = ("ln-tuning", "ofa:lr=0.03")
 
 
@@ -89,6 +94,25 @@ def test_each_task_has_a_set_of_its_own(model, tokenizer, pool, tmp_path, sets):
         alone = run_cell(model, tokenizer, owner, cell)
         assert row["n_trained_together"] == 4
         assert row["calibration_error"] == pytest.approx(alone["calibration_error"], abs=1e-4), cell
+
+
+def test_members_are_trained_in_the_set_and_averaged(model, tokenizer, pool, tmp_path, sets):
+    cells = planned(pool, methods=METHODS_OF_MEMBERS, seeds=[4], max_steps=5)
+    (single, mean) = (row for row, _ in compare(model, tokenizer, cells, tmp_path))
+    assert [[job.config.seed for job in jobs] for jobs in sets] == [[4, 4, 5, 6]]
+    assert (single["n_steps"], mean["n_steps"]) == (5, 15) and mean["n_trained_together"] == 4
+    jobs = sets[0][1:]
+    gammas = [result.gammas for result in fit_many(model, tokenizer, jobs, progress=False)]
+    average = [torch.stack(of_norm).mean(0) for of_norm in zip(*gammas, strict=True)]
+    report = patch_model(model)
+    set_gammas(model, average)
+    scores = score(model, tokenizer, pool.task, [row["text"] for row in pool.test])
+    report.undo()
+    expected = metrics(scores, [row["label"] for row in pool.test])
+    assert mean["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-6)
+    assert mean["log_loss"] != pytest.approx(single["log_loss"], abs=1e-6)
+    alone = run_cell(model, tokenizer, *cells[1])
+    assert alone["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-6)
 
 
 def test_processes_have_sets_of_their_own(model, tokenizer, pool, tmp_path, sets):

@@ -4,8 +4,8 @@ import pytest
 
 from ofa.ablation import Ablation
 from ofa.compare.methods import METHODS
+from ofa.compare.methods.norm_tuning import NormTuningOptions
 from ofa.compare.variants import method_of, options_of
-from ofa.config import OFAConfig
 
 TRAINING = ["lr", "weight_decay", "epochs", "batch_size"]
 ABLATION = [
@@ -27,9 +27,9 @@ def test_every_method_has_the_numeric_options_of_its_own():
         "ia3": TRAINING,
         "ln-ia3": TRAINING,
         "lora": [*TRAINING, "r", "lora_alpha"],
-        "ln-tuning": [*OF_NORM_TUNING, *ABLATION],
-        "ofa": [*OF_NORM_TUNING, *ABLATION],
-        "paper-code": OF_NORM_TUNING,
+        "ln-tuning": [*OF_NORM_TUNING, "n_members", *ABLATION],
+        "ofa": [*OF_NORM_TUNING, "n_members", *ABLATION],
+        "paper-code": [*OF_NORM_TUNING, "n_members"],
     }
 
 
@@ -39,10 +39,10 @@ def test_a_plain_name_is_the_method_itself():
 
 def test_options_change_what_they_name_and_nothing_else():
     found = method_of("ofa:lr=3e-3+n_probes=4")
-    assert found.options == OFAConfig(lr=0.003, n_probes=4)
-    assert type(found) is type(METHODS["ofa"]) and METHODS["ofa"].options == OFAConfig()
+    assert found.options == NormTuningOptions(lr=0.003, n_probes=4)
+    assert type(found) is type(METHODS["ofa"]) and METHODS["ofa"].options == NormTuningOptions()
     found = method_of("ofa:lr=3e-3+loss_over=labels+pull=.5")
-    assert found.options == OFAConfig(lr=0.003, ablation=Ablation(loss_over="labels", pull=0.5))
+    assert found.options == NormTuningOptions(lr=0.003, ablation=Ablation(loss_over="labels", pull=0.5))
     assert method_of("lora:r=4").options == replace(METHODS["lora"].options, r=4)
 
 
