@@ -38,6 +38,7 @@ def _ablated(
         raise ValueError(
             f"first_layer must be below the model's {n_layers} layers, got {ablation.first_layer}"
         )
+    decoder.with_preconditioner(ablation.p_norm)  # refused here where there is none
     return classes, decoder.norms_among(ablation.trained_norms)
 
 

@@ -51,3 +51,31 @@ def test_the_norm_of_p_is_one_of_the_blocks():
 def test_what_is_no_supported_model_is_named(call):
     with pytest.raises(ValueError, match=r"Linear \(model type None\) is not supported; supported are"):
         call(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_are_chosen_by_their_role(family):
+    decoder = Decoder.of(build(family))
+    roles = [role for _, role, _ in decoder.named_norms()]
+    assert decoder.norms_among("all") is None and decoder.with_preconditioner("own") is decoder
+    of_p = [role == decoder.family.role(decoder.family.preconditioner) for role in roles]
+    assert decoder.norms_among("p").tolist() == of_p and sum(of_p) == len(decoder.layers)
+    upper, per_layer = decoder.norms_among("upper").tolist(), (len(roles) - 1) // len(decoder.layers)
+    lower = len(decoder.layers) // 2 * per_layer
+    assert upper == [False] * lower + [True] * (len(roles) - lower)
+    if family == "olmo2":
+        for ask in (
+            lambda: decoder.norms_among("attention"),
+            lambda: decoder.with_preconditioner("attention"),
+        ):
+            with pytest.raises(ValueError, match="no norm stands before attention; there are post_attention"):
+                ask("attention")
+        return
+    before = [role.startswith("before attention") for role in roles]
+    assert decoder.norms_among("attention").tolist() == before and sum(before) == len(decoder.layers)
+    other, z = decoder.with_preconditioner("attention"), torch.randn(2, decoder.config.hidden_size).double()
+    assert other.lm is decoder.lm
+    layer = decoder.layers[1]
+    norm = decoder.norms_of(layer)[decoder.family.before_attention]
+    expected = decoder.family.preconditioner_at(norm, z)
+    assert torch.equal(other.preconditioner(layer, z), expected)
