@@ -64,10 +64,7 @@ def test_norms_are_chosen_by_their_role(family):
     lower = len(decoder.layers) // 2 * per_layer
     assert upper == [False] * lower + [True] * (len(roles) - lower)
     if family == "olmo2":
-        for ask in (
-            lambda: decoder.norms_among("attention"),
-            lambda: decoder.with_preconditioner("attention"),
-        ):
+        for ask in (decoder.norms_among, decoder.with_preconditioner):
             with pytest.raises(ValueError, match="no norm stands before attention; there are post_attention"):
                 ask("attention")
         return
