@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +23,7 @@ from ofa.passes.own_layers import token_states
 from ofa.progress import Track
 from ofa.report import Section
 from ofa.scoring import ROWS_PER_BATCH
+from ofa.state_classifier import state_classifier
 from ofa.train.fit import fit
 
 
@@ -93,7 +91,7 @@ def linear_probe(
     train: np.ndarray, labels: Sequence[int], test: np.ndarray, test_labels: Sequence[int]
 ) -> tuple[float, float]:
     """(accuracy, log-loss) of a logistic regression on standardised states, [n, D] each."""
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train, labels)
+    classifier = state_classifier().fit(train, labels)
     accuracy = float(classifier.score(test, test_labels))
     return accuracy, float(log_loss(test_labels, classifier.predict_proba(test), labels=classifier.classes_))
 

