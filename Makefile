@@ -27,9 +27,10 @@ demo: $(READY)  ## fetch a model and tweets, learn from 5 per class, compare fou
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-optional: $(READY)  ## install torchao, bitsandbytes and kernels, and run the tests that need them
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt bitsandbytes kernels torchao
-	$(BIN)/python -m pytest tests/ofa/decoder/test_quantised.py tests/ofa_kernels/test_layers.py tests/test_docs.py
+optional: $(READY)  ## install torchao, bitsandbytes, kernels and setfit, and run the tests that need them
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt bitsandbytes kernels setfit torchao
+	$(BIN)/python -m pytest tests/ofa/decoder/test_quantised.py tests/ofa_kernels/test_layers.py tests/test_docs.py \
+		tests/ofa/compare/test_encoder.py tests/ofa/compare/methods/test_set_fit.py
 
 site: $(READY)  ## build the documentation as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.progress import (
 from ofa import models
 from ofa.commands.locks import only_run
 from ofa.compare.cells import PROTOCOLS, Cell, Common, Pool, cells_file, compare, plan, read_cells
-from ofa.compare.methods import METHODS
+from ofa.compare.methods import METHODS, missing
 from ofa.compare.plots import plot_comparison
 from ofa.compare.statistics import in_set
 from ofa.compare.tables import accuracy_table, sections, write_csv
@@ -57,8 +57,9 @@ class Comparison:
     Attributes:
         tasks: names of the catalog, or files of labelled rows; "all" is every task that the folder's
             tasks.json defines, or without one every task of the paper's table.
-        methods: names of methods, with options or without (`method_of`); "all" is every one without, and
-            "@FILE" what the lines of a text file name, of which blank ones and all from a # on are ignored.
+        methods: names of methods, with options or without (`method_of`); "all" is every one without that
+            can be run here, and "@FILE" what the lines of a text file name, of which blank ones and all from a
+            # on are ignored.
         protocols: "A", "B" or both; "all" is both.
         seeds: of the draws.
         out: folder of the cells, tables and plots.
@@ -95,7 +96,8 @@ class Comparison:
 
         Raises:
             ValueError: every unknown task, method, option and protocol, and where none is given, a line each,
-                with the file and line that it is from; or a malformed tasks.json.
+                with the file and line that it is from; a malformed tasks.json; or every named method that
+                can't be run here.
         """
         known, wrong = datasets.data_sets(self.data), []
         for option, names, every in (
@@ -106,15 +108,17 @@ class Comparison:
             if not names:
                 wrong.append(f"{option} names nothing; known are {', '.join(every)}, and all")
         own = [name for name, entry in known.items() if entry.repo is None]
+        methods = _lines(self.methods, wrong)
         found = replace(
             self,
             tasks=_accepted(_typed(self.tasks), own or known, self._task, wrong),
-            methods=_accepted(_lines(self.methods, wrong), METHODS, lambda text: method_of(text).name, wrong),
+            methods=_accepted(methods, METHODS, lambda text: method_of(text).name, wrong),
             protocols=_accepted(_typed(self.protocols), PROTOCOLS, _protocol, wrong),
         )
         if wrong:
             raise ValueError("\n".join(wrong))
-        return found
+        named = {method_of(text).name for text, _ in methods if text != "all"}
+        return replace(found, methods=_runnable(found.methods, named))
 
     def _task(self, name: str) -> str:
         if not is_file(name):
@@ -145,6 +149,17 @@ class Comparison:
                 f"at least {2 * shots} rows of each class, or give --shots"
             )
         return Pool(task, pool, test, shots)
+
+
+def _runnable(methods: Sequence[str], named: Collection[str]) -> list[str]:
+    """The methods that can be run here; those of "all" that can't, which nobody named, are left out."""
+    lacking = {name: reason for name in methods if (reason := missing(method_of(name)))}
+    wrong = [f"{name} can't be run: {reason}" for name, reason in lacking.items() if name in named]
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    for name, reason in lacking.items():
+        models.say(f"all leaves out {name}: {reason}")
+    return [name for name in methods if name not in lacking]
 
 
 def _protocol(name: str) -> str:

@@ -78,13 +78,15 @@ class Cell:
         """One cell for all that must have its number.
 
         Without demonstrations no shot bears on zero-shot; after them it is in-context learning, which the
-        protocol does not change.
+        protocol does not change. Nor does it change what reads bare texts.
         """
         match self.method, self.protocol:
             case ("zero-shot", "A"):
                 return replace(self, seed=0)
             case ("zero-shot", "B") | ("icl", _):
                 return replace(self, method="icl", protocol="B")
+            case ("embedding" | "setfit", "B"):
+                return replace(self, protocol="A")
         return self
 
     @property

@@ -87,6 +87,8 @@ class Method(Protocol):
     A method whose settings can be chosen is a frozen dataclass of `name` and `options`, which is a frozen
     dataclass too: its numeric fields, but for those that a `Setting` decides, are what `ofa.compare.variants`
     lets a name like `lora:r=4` change.
+
+    A method that needs more than the model has `missing()`, which says what can't be had here, or None.
     """
 
     @property

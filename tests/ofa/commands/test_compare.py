@@ -107,7 +107,15 @@ def test_variants_are_named_in_cells_and_tables_and_run_once(arguments, tmp_path
         assert code == 1 and f"no cell is of '{wrong}'; there are {names[0]}, {names[1]}" in output
 
 
-def test_all_is_every_method_without_options_and_nothing_comes_twice():
+@pytest.fixture
+def lacking(monkeypatch):
+    """Why methods can't be run here, by their names; none of what is not in it lacks anything."""
+    reasons = {}
+    monkeypatch.setattr(command, "missing", lambda method: reasons.get(method.name))
+    return reasons
+
+
+def test_all_is_every_method_without_options_and_nothing_comes_twice(lacking):
     options = Comparison(["mr", "mr"], ["ofa:lr=1", "all", "ofa"], ["A"], range(1), Path())
     assert options.resolved().methods == ["ofa:lr=1", *METHODS]
     assert options.resolved().tasks == ["mr"]
@@ -151,6 +159,23 @@ def test_a_file_of_methods_runs(arguments, tmp_path):
     assert code == 0 and "4 cells run" in output
     code, output = run(*arguments, "--methods", "@nowhere.txt")
     assert code == 1 and "@nowhere.txt can't be read" in output
+
+
+def test_all_leaves_out_what_can_t_be_run_and_says_so(lacking, capsys):
+    lacking["setfit"] = "no module; install it"
+    options = Comparison(["mr"], ["all", "icl"], ["A"], range(1), Path())
+    assert options.resolved().methods == [name for name in METHODS if name != "setfit"]
+    assert capsys.readouterr().err == "all leaves out setfit: no module; install it\n"
+
+
+@pytest.mark.parametrize("methods", ["setfit,icl", "all,setfit"])
+def test_what_is_named_and_can_t_be_run_is_refused_before_anything_is_loaded(
+    arguments, lacking, monkeypatch, methods
+):
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("something was loaded"))
+    lacking["setfit"] = "no module; install it"
+    code, output = run(*arguments, "--methods", methods)
+    assert code == 1 and "setfit can't be run: no module; install it" in output
 
 
 @pytest.mark.parametrize(("text", "numbers"), [("2", [0, 1]), ("100-102", [100, 101, 102]), (" 7-7 ", [7])])

@@ -100,6 +100,22 @@ def test_what_must_be_equal_is_run_once(model, tokenizer, pool, tmp_path, monkey
     assert ran == [("zero-shot", "A", 0), ("icl", "A", 0), ("icl", "A", 1)]
 
 
+def test_bare_texts_are_read_once_for_both_protocols(
+    model, tokenizer, pool, tmp_path, tiny_encoder, monkeypatch
+):
+    ran = []
+
+    def spy(model, tokenizer, pool, cell, *more):
+        ran.append((cell.method, cell.protocol))
+        return run_cell(model, tokenizer, pool, cell, *more)
+
+    monkeypatch.setattr(module, "run_cell", spy)
+    cells = planned(pool, methods=["embedding", "linear-probe"], protocols="AB", seeds=[0])
+    rows = [row for row, _ in compare(model, tokenizer, cells, tmp_path)]
+    assert [row["protocol"] for row in rows] == ["A", "A", "B", "B"]
+    assert ran == [("embedding", "A"), ("linear-probe", "A"), ("linear-probe", "B")]
+
+
 TRAINED = ("soft-prompt", "i2cl", "ia3", "ln-ia3", "lora", "ln-tuning", "ofa", "paper-code")
 
 

@@ -21,6 +21,8 @@ def test_every_method_has_the_numeric_options_of_its_own():
         "zero-shot": [],
         "icl": [],
         "linear-probe": [],
+        "embedding": [],
+        "setfit": [],
         "soft-prompt": TRAINING,
         "label-anchor": [],
         "task-vector": [],
