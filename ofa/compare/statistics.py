@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -21,8 +21,9 @@ def in_set(row: dict) -> bool:
     return row.get("n_trained_together", 1) > 1
 
 
-def _accuracies(rows: Sequence[dict]) -> dict[tuple, float]:
-    return {(row["task"], row["seed"]): row["accuracy"] for row in rows}
+def _values(rows: Sequence[dict], field: str = "accuracy") -> dict[tuple, float]:
+    """By (task, seed), of the rows that have the field."""
+    return {(row["task"], row["seed"]): row[field] for row in rows if field in row}
 
 
 @dataclass(frozen=True)
@@ -30,48 +31,63 @@ class Paired:
     """One method against another on the cells that both have.
 
     Attributes:
-        difference: mean over (task, seed) of the accuracies' difference.
-        by_seed: its standard error from the seeds' means over tasks; NaN for one seed.
-        by_task: its standard error from the tasks' means over seeds; NaN for one task.
-        wins: cells where the first is better.
-        losses: cells where it is worse.
+        difference: mean over (task, seed) of the differences.
+        by_seed: its standard error clustered by seed; NaN for one seed.
+        by_task: its standard error clustered by task; NaN for one task.
+        by_cell: its standard error if all cells were independent of each other; NaN for one cell.
+        wins: cells where the first has more.
+        losses: cells where it has less.
         n: cells.
     """
 
     difference: float
     by_seed: float
     by_task: float
+    by_cell: float
     wins: int
     losses: int
     n: int
 
 
-def paired(first: Sequence[dict], second: Sequence[dict]) -> Paired | None:
-    """Compare two methods' rows of one protocol; None without a common (task, seed)."""
-    of_first, of_second = _accuracies(first), _accuracies(second)
+def paired(first: Sequence[dict], second: Sequence[dict], field: str = "accuracy") -> Paired | None:
+    """Compare a field of two methods' rows of one protocol; None without a common (task, seed)."""
+    of_first, of_second = _values(first, field), _values(second, field)
     common = sorted(of_first.keys() & of_second.keys())
     if not common:
         return None
     differences = {key: of_first[key] - of_second[key] for key in common}
     values = differences.values()
-    wins, losses = sum(d > 0 for d in values), sum(d < 0 for d in values)
-    by_seed, by_task = _clustered(differences, 1), _clustered(differences, 0)
-    return Paired(statistics.mean(values), by_seed, by_task, wins, losses, len(values))
+    return Paired(
+        difference=statistics.mean(values),
+        by_seed=_clustered(differences, lambda key: key[1]),
+        by_task=_clustered(differences, lambda key: key[0]),
+        by_cell=_clustered(differences, lambda key: key),
+        wins=sum(d > 0 for d in values),
+        losses=sum(d < 0 for d in values),
+        n=len(values),
+    )
 
 
-def _clustered(differences: dict[tuple, float], by: int) -> float:
-    """Standard error of the mean of the clusters' means; `by` is the cluster's place in the key."""
-    clusters: dict = {}
+def _clustered(differences: dict[tuple, float], cluster: Callable[[tuple], object]) -> float:
+    """Standard error of the mean over cells, of which those of a cluster may depend on each other.
+
+    sqrt(G/(G-1) Σ_g (Σ_{i in g} (d_i - d̄))²) / n for G clusters (Cameron and Miller 2015, section II). For
+    clusters of one size it is the standard deviation of the clusters' means over sqrt(G).
+    """
+    mean = statistics.mean(differences.values())
+    sums: dict[object, float] = {}
     for key, value in differences.items():
-        clusters.setdefault(key[by], []).append(value)
-    means = [statistics.mean(values) for values in clusters.values()]
-    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else float("nan")
+        sums[cluster(key)] = sums.get(cluster(key), 0.0) + value - mean
+    if len(sums) == 1:
+        return float("nan")
+    scale = len(sums) / (len(sums) - 1)
+    return math.sqrt(scale * sum(total**2 for total in sums.values())) / len(differences)
 
 
 def mean_ranks(rows: Sequence[dict]) -> dict[str, float]:
     """Each method's mean rank over the (task, seed) that all methods have; 1 is best, ties share."""
     methods = values_of(rows, "method")
-    accuracies = {method: _accuracies(rows_of(rows, method=method)) for method in methods}
+    accuracies = {method: _values(rows_of(rows, method=method)) for method in methods}
     common = set.intersection(*(set(of_method) for of_method in accuracies.values()))
     ranks: dict[str, list[float]] = {method: [] for method in methods}
     for key in common:

@@ -22,11 +22,20 @@ def _mean_std(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
-def _seconds_fit(rows: Sequence[dict]) -> str:
+def seconds_fit(rows: Sequence[dict]) -> str:
     """The mean time of the trainings that ran alone, and apart from it the mean share of those in sets."""
     alone, in_sets = ([row["seconds_fit"] for row in rows if in_set(row) is kind] for kind in (False, True))
     found = [(alone, ""), (in_sets, " in a set")]
     return ", ".join(f"{statistics.mean(values):.1f}{where}" for values, where in found if values)
+
+
+def mean_of(rows: Sequence[dict], field: str, digits: int = 3) -> str:
+    """The mean over the rows that have the field, with their number where others have not; empty for none."""
+    values = [row[field] for row in rows if field in row]
+    if not values:
+        return ""
+    counted = f" ({len(values)} of {len(rows)} cells)" * (len(values) < len(rows))
+    return f"{statistics.mean(values):.{digits}f}{counted}"
 
 
 def accuracy_table(rows: Sequence[dict], protocol: str) -> Section:
@@ -41,13 +50,29 @@ def accuracy_table(rows: Sequence[dict], protocol: str) -> Section:
         evaluate = statistics.mean(row["seconds_eval"] for row in own)
         cells = (_mean_std(values) if values else "" for values in by_task)
         trained = f"{max(row['n_trainable'] for row in own):,}"
-        body.append((method, *cells, mean, _seconds_fit(own), f"{evaluate:.1f}", trained))
+        body.append((method, *cells, mean, seconds_fit(own), f"{evaluate:.1f}", trained))
     seeds, sizes = len(values_of(rows, "seed")), sorted({row["n_test"] for row in rows})
     title = (
         f"accuracy, protocol {protocol}: mean ± std over up to {seeds} seed{'s' * (seeds > 1)}, "
         f"{' or '.join(map(str, sizes))} test items"
     )
     return Section(title, ("method", *tasks, "mean", "fit s", "eval s", "trained"), body)
+
+
+def probability_table(rows: Sequence[dict], protocol: str) -> Section | None:
+    """How good the probabilities are: mean log-loss and calibration error over a method's cells.
+
+    Cells of earlier versions lack the log-loss; a table without a number is None.
+    """
+    rows = rows_of(rows, protocol=protocol)
+    fields = ("log_loss", "calibration_error")
+    own = ((method, rows_of(rows, method=method)) for method in values_of(rows, "method"))
+    body = [(method, f"{len(cells)}", *(mean_of(cells, field) for field in fields)) for method, cells in own]
+    body = [line for line in body if any(line[2:])]
+    if not body:
+        return None
+    title = f"probabilities, protocol {protocol}: means over a method's cells"
+    return Section(title, ("method", "cells", "log-loss, nats", "calibration error"), body)
 
 
 def paired_table(rows: Sequence[dict], protocol: str, reference: str) -> Section | None:
@@ -87,7 +112,11 @@ def sections(rows: Sequence[dict], against: str | None = None) -> list[Section]:
         own = rows_of(rows, protocol=protocol)
         methods = values_of(own, "method")
         reference = against or ("ln-tuning" if "ln-tuning" in methods else methods[0])
-        found += [accuracy_table(own, protocol), paired_table(own, protocol, reference)]
+        found += [
+            accuracy_table(own, protocol),
+            probability_table(own, protocol),
+            paired_table(own, protocol, reference),
+        ]
     return [section for section in found if section is not None]
 
 

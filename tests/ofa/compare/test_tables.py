@@ -1,6 +1,7 @@
 import csv
 import io
 import math
+import random
 import statistics
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from ofa.compare import plots
 from ofa.compare.statistics import mean_ranks, paired
-from ofa.compare.tables import accuracy_table, paired_table, sections, write_csv
+from ofa.compare.tables import accuracy_table, paired_table, probability_table, sections, write_csv
 from ofa.report import folded
 
 
@@ -41,6 +42,36 @@ def test_paired_differences_are_clustered_by_seed_and_by_task():
     assert found.by_seed == pytest.approx(statistics.stdev(seeds) / math.sqrt(3))
     assert found.by_task == pytest.approx(statistics.stdev(tasks) / math.sqrt(2))
     assert (found.wins, found.losses, found.n) == (3, 1, 6)
+    cells = [0.02, 0, 0.04, 0.02, -0.04, 0]
+    assert found.by_cell == pytest.approx(statistics.stdev(cells) / math.sqrt(6))
+
+
+def test_the_error_by_task_is_that_of_the_means_of_six_tasks():
+    draw = random.Random(0)
+    differences = {(task, seed): draw.gauss(0, 1) for task in "abcdef" for seed in range(3)}
+    first = [row("ofa", *key, 1 + value) for key, value in differences.items()]
+    found = paired(first, [row("ln-tuning", *key, 1) for key in differences])
+    means = [statistics.mean(differences[task, seed] for seed in range(3)) for task in "abcdef"]
+    assert found.by_task == pytest.approx(statistics.stdev(means) / math.sqrt(6))
+
+
+def test_unequal_clusters_weigh_in_the_error_as_in_the_mean():
+    """A cluster of k cells moves the mean by k/n of its mean's deviation."""
+    values = {("a", 0): 3.0, ("a", 1): 5.0, ("a", 2): 4.0, ("b", 0): 1.0, ("c", 0): -1.0}
+    first = [row("ofa", *key, value) for key, value in values.items()]
+    found = paired(first, [row("ln-tuning", *key, 0.0) for key in values])
+    shares = {"a": (3, 4.0), "b": (1, 1.0), "c": (1, -1.0)}
+    moves = [size / 5 * (mean - found.difference) for size, mean in shares.values()]
+    assert found.difference == pytest.approx(2.4) and sum(moves) == pytest.approx(0)
+    assert found.by_task == pytest.approx(math.sqrt(3 / 2 * sum(move**2 for move in moves)))
+
+
+def test_any_field_is_paired_on_the_cells_that_have_it():
+    first = [{**r, "log_loss": 0.4} for r in of("ofa")]
+    second = [{**r, "log_loss": 0.7} for r in of("ln-tuning")[1:]]
+    found = paired(first, second, "log_loss")
+    assert (found.n, found.losses) == (5, 5) and found.difference == pytest.approx(-0.3)
+    assert paired(first, of("ln-tuning"), "log_loss") is None
 
 
 def test_only_common_cells_are_paired():
@@ -69,6 +100,21 @@ def test_tables_say_what_is_in_them():
     assert paired[:5] == ("ofa", "+0.67", "± 1.33", "± 1.33", "3 / 2 / 1")
     incomplete = accuracy_table([*ROWS, row("lora", "a", 0, 0.6)], "A").rows[-1]
     assert incomplete[:4] == ("lora", "0.600", "", "")
+
+
+def test_probabilities_are_told_of_the_lines_that_have_them():
+    assert probability_table(ROWS, "A") is None, "lines of earlier versions"
+    rows = [{**r, "calibration_error": 0.1} for r in ROWS]
+    rows[0] |= {"log_loss": 0.3, "calibration_error": 0.4}
+    rows[5] |= {"log_loss": 0.6}
+    rows.append(row("icl", "a", 0, 0.5, "B") | {"log_loss": 9.0})
+    table = probability_table([*rows, row("lora", "a", 0, 0.6)], "A")
+    assert table.header == ("method", "cells", "log-loss, nats", "calibration error")
+    assert table.rows == [("ln-tuning", "6", "0.450 (2 of 6 cells)", "0.150"), ("ofa", "6", "", "0.100")]
+    titles = [section.title for section in sections(rows)]
+    assert [title.split(",")[0] for title in titles] == [
+        "accuracy", "probabilities", "against ln-tuning (mean rank 1.7)", "accuracy", "probabilities",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [30, 60, 200])
