@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from ofa.compare.plots import plot_comparison
 from ofa.compare.statistics import in_set
 from ofa.compare.tables import accuracy_table, sections, write_csv
 from ofa.compare.trainings import Watch
-from ofa.compare.variants import method_of
+from ofa.compare.variants import method_of, one_of
 from ofa.data import datasets
 from ofa.data.draws import draw_test, number_labels
 from ofa.data.languages import warn_of_unknown_language
@@ -329,15 +329,6 @@ def report(planned: Sequence[tuple[Pool, Cell]], folder: Path, console: Console)
     show(rows, folder, console)
 
 
-def _one_of(methods: Sequence[str], text: str) -> str:
-    name = text
-    with suppress(ValueError):  # the rows may be of a method that is not known here
-        name = method_of(text).name
-    if name not in methods:
-        raise ValueError(f"no cell is of {text!r}; there are {', '.join(methods)}")
-    return name
-
-
 def show(rows: Sequence[dict], folder: Path, console: Console, against: str | None = None) -> None:
     """Print the cells' tables; write them as tables.md, the cells as cells.csv, and a plot a protocol.
 
@@ -352,7 +343,7 @@ def show(rows: Sequence[dict], folder: Path, console: Console, against: str | No
         ValueError: no row is of this method.
     """
     if against is not None:
-        against = _one_of(sorted({row["method"] for row in rows}), against)
+        against = one_of(sorted({row["method"] for row in rows}), against)
     found = sections(rows, against)
     for section in found:
         console.print(section)

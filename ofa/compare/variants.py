@@ -1,7 +1,8 @@
 """Methods by name, plain or with options of their own: `lora`, `lora:lr=3e-3+r=4`."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, cast
 
@@ -67,6 +68,20 @@ def method_of(text: str) -> Method:
     given = "+".join(f"{option}={_shortest(values[option])}" for option in readers if option in values)
     # a method that has options is a dataclass, see `Method`
     return replace(cast(Any, method), name=f"{name}:{given}", options=options)
+
+
+def one_of(methods: Sequence[str], text: str) -> str:
+    """The one of the finished methods that a text names, as it is there or as `method_of` reads it.
+
+    Raises:
+        ValueError: none of them.
+    """
+    name = text
+    with suppress(ValueError):  # the finished cells may be of a method that is not known here
+        name = method_of(text).name
+    if name not in methods:
+        raise ValueError(f"no cell is of {text!r}; there are {', '.join(methods)}")
+    return name
 
 
 def _changed(options: Any, values: dict[str, Any]) -> Any:
