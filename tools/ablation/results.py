@@ -61,10 +61,8 @@ def check(rows: Sequence[dict]) -> None:
         for name in names:
             counts = Counter(row.get(name) for row in cells)
             if len(counts) > 1:
-                told = ", ".join(
-                    f"{value} ({count} of {len(cells)} cells)" for value, count in counts.items()
-                )
-                wrong.append(f"{place}{name} is {told}; have cells of one only")
+                told = (f"{value} ({count} of {len(cells)} cells)" for value, count in counts.items())
+                wrong.append(f"{place}{name} is {', '.join(told)}; have cells of one only")
     if not wrong:
         cells = Counter((row["task"], row["method"], row["seed"]) for row in rows)
         wrong = [f"{', '.join(map(str, key))}: is there {n} times" for key, n in cells.items() if n > 1]

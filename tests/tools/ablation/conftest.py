@@ -25,13 +25,9 @@ def run():
     """The cells of a setting, a number of points above 0.5 + 0.1 for each task before this one."""
 
     def cells(method, points, draws=(100, 101, 102), tasks=TASKS, **fields):
-        return [
-            made(
-                method, task, seed, 0.5 + TASKS.index(task) / 10 + (seed - 100) / 50 + points / 100, **fields
-            )
-            for seed in draws
-            for task in tasks
-        ]
+        keys = [(task, seed) for seed in draws for task in tasks]
+        base = {(task, seed): 0.5 + TASKS.index(task) / 10 + (seed - 100) / 50 for task, seed in keys}
+        return [made(method, *key, value + points / 100, **fields) for key, value in base.items()]
 
     return cells
 
