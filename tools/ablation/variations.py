@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ofa.compare.methods import Method
 from ofa.compare.variants import method_of
 from ofa.config import Schedule
 
@@ -21,7 +22,7 @@ class Variation:
         name: of the setting, as in its cells.
         options: of the setting, by name and with the defaults; none for a method without.
         differing: the names of those that the reference has with another value, in the method's order. None
-            for a method of options of another kind, which can't be compared.
+            for a method of another kind, whose options say nothing of the reference's.
     """
 
     name: str
@@ -35,12 +36,11 @@ class Variation:
         Raises:
             ValueError: it does not read them.
         """
-        # methods without options have no such attribute, see `Method`
-        own, other = (getattr(method_of(text), "options", None) for text in (name, reference))
-        values = dict(vars(own)) if own is not None else {}
-        if type(own) is not type(other):
+        method, other = method_of(name), method_of(reference)
+        values, others = _options(method), _options(other)
+        if type(method) is not type(other):
             return cls(name, values, None)
-        return cls(name, values, tuple(key for key in values if values[key] != getattr(other, key)))
+        return cls(name, values, tuple(key for key in values if values[key] != others[key]))
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -76,6 +76,12 @@ class Variation:
             (0, value, "") if isinstance(value, int | float) else (1, 0, str(value)) for value in values
         ]
         return (*ordered, self.name)
+
+
+def _options(method: Method) -> dict[str, Any]:
+    """All of a method's options; none for one without, which has no such attribute."""
+    options = getattr(method, "options", None)
+    return {} if options is None else dict(vars(options))
 
 
 def _text(value: Any) -> str:
