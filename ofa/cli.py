@@ -279,9 +279,10 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated; a wrong name lists them. Numeric options follow a colon, joined by +: "
-            "ofa:lr=3e-3+lambda_sharp=0.1; a wrong one lists them. all: every method without options that can "
-            "be run here; setfit needs its package. @FILE: those of a text file, one a line; # begins a comment."
+            help="Comma-separated; a wrong name lists them. Options follow a colon, joined by +: "
+            "ofa:lr=3e-3+lambda_sharp=0.1; a wrong one lists them. all: every method without options that "
+            "can be run here; setfit needs its package. @FILE: those of a text file, one a line; # begins a "
+            "comment."
         ),
     ] = "all",
     seeds: Annotated[str, typer.Option(help="How many draws of the shots, or which: 100-102.")] = "5",

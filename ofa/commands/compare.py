@@ -58,8 +58,8 @@ class Comparison:
         tasks: names of the catalog, or files of labelled rows; "all" is every task that the folder's
             tasks.json defines, or without one every task of the paper's table.
         methods: names of methods, with options or without (`method_of`); "all" is every one without that
-            can be run here, and "@FILE" what the lines of a text file name, of which blank ones and all from a
-            # on are ignored.
+            can be run here, and "@FILE" what the lines of a text file name, of which blank ones and all
+            from a # on are ignored.
         protocols: "A", "B" or both; "all" is both.
         seeds: of the draws.
         out: folder of the cells, tables and plots.

@@ -79,9 +79,11 @@ class Variation:
 
 
 def _options(method: Method) -> dict[str, Any]:
-    """All of a method's options; none for one without, which has no such attribute."""
+    """All of a method's options, an ablation's among them; none for one without."""
     options = getattr(method, "options", None)
-    return {} if options is None else dict(vars(options))
+    values = {} if options is None else dict(vars(options))
+    ablation = values.pop("ablation", None)
+    return values if ablation is None else values | vars(ablation)
 
 
 def _text(value: Any) -> str:

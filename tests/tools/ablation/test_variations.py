@@ -17,6 +17,8 @@ def of(name):
         ("ofa:lambda_sharp=0.1+lambda_step=0+lr=0.003", ("lambda_sharp",)),
         ("ofa:lr=0.01", ("lambda_step", "lambda_sharp", "lr")),
         ("paper-code:lambda_sharp=0+lambda_step=0+lr=0.003+epochs=30", ("batch_size", "terms")),
+        ("ln-tuning:lr=0.003+pull=1", ("pull",)),
+        ("ofa:lr=0.003+lambda_step=1+lambda_sharp=0+lambda_scale=gradient", ("lambda_step", "lambda_scale")),
         ("lora:lr=0.003", None),
         ("zero-shot", None),
     ],
