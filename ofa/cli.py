@@ -288,7 +288,11 @@ def compare(
     seeds: Annotated[str, typer.Option(help="How many draws of the shots, or which: 100-102.")] = "5",
     shots: Shots = None,
     protocol: Annotated[
-        str, typer.Option(help="A: test prompts stand alone. B: the shots precede them. A,B: both.")
+        str,
+        typer.Option(
+            help="A: prompts stand alone. B: the shots precede each test prompt, and the other shots each "
+            "training prompt. A,B: both."
+        ),
     ] = "A",
     model: Model = DEFAULT_MODEL,
     data: Annotated[
