@@ -289,10 +289,7 @@ def compare(
     shots: Shots = None,
     protocol: Annotated[
         str,
-        typer.Option(
-            help="A: prompts stand alone. B: the shots precede each test prompt, and the other shots each "
-            "training prompt. A,B: both."
-        ),
+        typer.Option(help="A: bare prompts. B: the shots precede them; in training, the others. A,B: both."),
     ] = "A",
     model: Model = DEFAULT_MODEL,
     data: Annotated[

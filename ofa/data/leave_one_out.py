@@ -62,10 +62,10 @@ def training_prompts(
     as_texts(shot["text"] for shot in shots)
     n_epochs = 1 + max((epoch for epoch, _, _ in steps), default=0)
     before = (leave_one_out(task, shots, schedule.seed, epoch) for epoch in range(n_epochs))
-    epochs = [encoded(tokenizer, task, shots, max_tokens, texts) for texts in before]
+    by_epoch = [encoded(tokenizer, task, shots, max_tokens, texts) for texts in before]
     examples = Encoded(
-        list(chain.from_iterable(epoch.prompts for epoch in epochs)),
-        list(chain.from_iterable(epoch.words for epoch in epochs)),
-        max(epoch.n_truncated for epoch in epochs),
+        list(chain.from_iterable(examples.prompts for examples in by_epoch)),
+        list(chain.from_iterable(examples.words for examples in by_epoch)),
+        max(examples.n_truncated for examples in by_epoch),
     )
     return examples, [(epoch, [epoch * len(shots) + i for i in rows], lr) for epoch, rows, lr in steps]

@@ -90,7 +90,7 @@ def test_a_text_is_cut_where_the_demonstrations_leave_little_room(tokenizer, tas
     shorter = min(whole.lengths) - 2
     with pytest.warns(UserWarning, match="2 of 2 texts were longer"):
         examples, _ = prompts_of(tokenizer, task, shots[:2], max_tokens=shorter)
-    assert examples.n_truncated == 2, "texts, whatever the number of epochs"
+    assert examples.n_truncated == 2, "texts, however many epochs"
     assert max(examples.lengths) <= shorter
     kept = task.demonstrations(shots[1:2])
     assert tokenizer.decode(list(examples.prompts[0])).startswith(kept)
