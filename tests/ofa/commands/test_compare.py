@@ -125,14 +125,18 @@ def resolved(methods):
     return Comparison(["mr"], methods, ["A"], range(1), Path()).resolved().methods
 
 
-def test_a_file_s_lines_stand_for_it(tmp_path):
+def test_a_file_s_lines_stand_for_it(tmp_path, lacking):
     file = tmp_path / "settings.txt"
     file.write_text("# rates\n\n  ofa:lr=1e-2  # the largest\nln-tuning\n\tln-tuning:lr=3e-3\n")
     assert resolved(["lora", f"@{file}", "ln-tuning", "ia3"]) == [
         "lora", "ofa:lr=0.01", "ln-tuning", "ln-tuning:lr=0.003", "ia3",
     ]  # fmt: skip
     file.write_text("all")
-    assert resolved([f"@{file}"]) == list(METHODS)
+    lacking["setfit"] = "no module; install it"
+    assert resolved([f"@{file}"]) == [name for name in METHODS if name != "setfit"]
+    file.write_text("setfit")
+    with pytest.raises(ValueError, match="setfit can't be run: no module; install it"):
+        resolved([f"@{file}", "all"])
 
 
 def test_wrong_lines_of_files_are_told_with_the_other_wrong_names(tmp_path):
