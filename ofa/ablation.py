@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 CHOICES = {
-    "loss_over": ("vocabulary", "labels"),
     "ratio_form": ("plain", "log"),
     "trace_form": ("plain", "positive", "relative"),
     "p_norm": ("own", "attention"),
@@ -22,9 +21,8 @@ class Ablation:
     refuses them.
 
     Attributes:
-        loss_over: the cross-entropy is over the `"vocabulary"`, or over the `"labels"`' tokens alone.
-        label_smoothing: this share of the target is spread over all that the cross-entropy is over (Szegedy
-            et al. 2016, section 7).
+        label_smoothing: this share of the target is spread over all tokens that the cross-entropy is over
+            (Szegedy et al. 2016, section 7).
         ratio_form: J sums the step ratios (`"plain"`) or their logarithms (`"log"`).
         trace_form: H is the mean of the layers' H_t (`"plain"`), of their `"positive"` parts, or of what they
             are `"relative"` to their present size: H_t over the mean |H_t| of the job's examples in the pass,
@@ -42,7 +40,6 @@ class Ablation:
         ValueError: a value is none of the choices, or out of its range.
     """
 
-    loss_over: str = "vocabulary"
     label_smoothing: float = 0.0
     ratio_form: str = "plain"
     trace_form: str = "plain"

@@ -12,9 +12,16 @@ from ofa.ablation import AS_IT_IS, Ablation
 DEFAULT_MODEL = "smollm2-135m-instruct"
 WARMUP_SHARE = 0.05
 FORMS = ("formulas", "paper_code")  # of the terms
+VOCABULARY, LABELS = "vocabulary", "labels"  # what a cross-entropy may be over
 
 # (epoch, indices of the examples, learning rate) of every step of a run
 Steps: TypeAlias = list[tuple[int, list[int], float]]
+
+
+def check_loss_over(loss_over: str) -> None:
+    """Raise ValueError unless it is something that the cross-entropy may be over."""
+    if loss_over not in (VOCABULARY, LABELS):
+        raise ValueError(f"loss_over must be one of {(VOCABULARY, LABELS)}, got {loss_over!r}")
 
 
 def check_count(name: str, value: int) -> None:
@@ -110,6 +117,9 @@ class OFAConfig:
         cuda_graph: whether `ofa.fit` captures its steps in CUDA graphs: None where they can be, True also
             or an error says why not, False never. It changes a run's speed, and its numbers by rounding only.
         ablation: other readings of the objective, which `ofa.fit_many` can train with.
+        loss_over: what the cross-entropy is over: the `"vocabulary"`, or the `"labels"`: the tokens of the
+            label words alone, which are what is scored. Where a word has several tokens, it is over the
+            vocabulary in any case, as the scores of whole words are.
     """
 
     lambda_step: float = 1e-2
@@ -124,6 +134,7 @@ class OFAConfig:
     terms: str = "formulas"
     cuda_graph: bool | None = None
     ablation: Ablation = AS_IT_IS
+    loss_over: str = VOCABULARY
 
     @classmethod
     def paper_code(cls, seed: int = 0) -> "OFAConfig":
@@ -160,8 +171,13 @@ class OFAConfig:
             raise ValueError(f"terms must be one of {FORMS}, got {self.terms!r}")
         if not isinstance(self.ablation, Ablation):
             raise ValueError(f"ablation must be an ofa.ablation.Ablation, got {self.ablation!r}")
+        check_loss_over(self.loss_over)
         if self.terms == "paper_code":
             self.refuse_ablation()
+            if self.loss_over != VOCABULARY:
+                raise ValueError(
+                    f"the loss of the authors' code is over the vocabulary, got {self.loss_over!r}"
+                )
         for name in ("n_probes", "sharpness_every"):
             check_count(name, getattr(self, name))
             if self.terms == "paper_code" and getattr(self, name) != 1:

@@ -23,14 +23,16 @@ def _options(method: Method) -> Any:
 def options_of(method: Method) -> dict[str, Callable[[str], Any]]:
     """The names of a method's options, each with what reads its text; none for a method without.
 
-    They are its numbers, and of a method that trains norms by the formulas those of `Ablation` too.
+    They are its numbers, what its loss is over, and where it trains norms by the formulas those of
+    `Ablation` too.
     """
     options = _options(method)
     if options is None:
         return {}
     decided = {item.name for item in fields(Setting)}
     items = (item for item in fields(options) if item.name not in decided)
-    found = {item.name: READERS[item.type] for item in items if item.type in READERS}
+    readers = {**READERS, "loss_over": str}
+    found = {item.name: readers[key] for item in items for key in (item.type, item.name) if key in readers}
     if isinstance(method, NormTuning) and method.options.terms == "formulas":
         found |= ABLATED
     return found

@@ -28,9 +28,20 @@ def labelled(
 ) -> dict[str, Tensor]:
     """A batch whose `labels` are the words' tokens, [B] where each has one; see `ofa.objective`."""
     batch = pad([[*prompt, *word[:-1]] for prompt, word in zip(prompts, words, strict=True)], device)
-    longest = max(map(len, words))
-    labels = torch.tensor([word + [IGNORED] * (longest - len(word)) for word in words], device=device)
-    return {**batch, "labels": labels if longest > 1 else labels[:, 0]}
+    labels = padded(words, device)
+    return {**batch, "labels": labels if labels.shape[1] > 1 else labels[:, 0]}
+
+
+def classes_of(words: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens of the label words, where each word has one; none where a word has several."""
+    return [] if any(len(word) > 1 for word in words) else [word[0] for word in words]
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> Tensor:
+    """[rows, longest] int64, filled up with -100."""
+    longest = max(map(len, rows))
+    filled = [[*row, *[IGNORED] * (longest - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,13 @@ class Encoded:
         prompts: of each example, cut to fit the context together with the longest label word.
         words: of each example's label word, what is trained on and scored.
         n_truncated: how many texts were cut.
+        classes: the tokens of all label words, where each has one.
     """
 
     prompts: Sequence[Sequence[int]]
     words: list[list[int]]
     n_truncated: int
+    classes: Sequence[int] = ()
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -55,6 +68,7 @@ class Encoded:
     def batch(self, rows: Sequence[int], device: torch.device) -> dict[str, Tensor]:
         """The examples of these indices, which select their probes too."""
         batch = labelled([self.prompts[i] for i in rows], [self.words[i] for i in rows], device)
+        batch["classes"] = padded([self.classes] * len(rows), device)
         return {**batch, "example_ids": torch.tensor(rows, device=device)}
 
 
@@ -78,16 +92,17 @@ def encoded(
     n_truncated = count_truncated(prompts)
     # four bytes a token: behind demonstrations every epoch has prompts of its own
     ids = [array("i", prompt.ids) for prompt in prompts]
-    return Encoded(ids, [words[row["label"]] for row in rows], n_truncated)
+    return Encoded(ids, [words[row["label"]] for row in rows], n_truncated, classes_of(words))
 
 
 def features(
     tokenizer: PreTrainedTokenizerBase, task: Task, rows: Sequence[dict], max_tokens: int
 ) -> list[dict]:
-    """Rows as `OFATrainer` takes them: `input_ids`, `labels`, `example_ids`.
+    """Rows as `OFATrainer` takes them: `input_ids`, `labels`, `classes`, `example_ids`.
 
-    `labels` is the label word's first token; or, if the task has whole words, a list of all its tokens, and
-    `input_ids` ends in all of these but the last.
+    `labels` is the label word's first token, and `classes` are those of all label words; or, if the task has
+    whole words, `labels` is a list of all the word's tokens, `input_ids` ends in all of these but the last,
+    and `classes` are empty where a word has several tokens.
 
     Args:
         tokenizer: the model's.
@@ -105,16 +120,22 @@ def features(
             "input_ids": [*prompt, *word[:-1]],
             "labels": word if task.whole_words else word[0],
             "example_ids": i,
+            "classes": list(examples.classes),
         }
         for i, (prompt, word) in enumerate(zip(examples.prompts, examples.words, strict=True))
     ]
 
 
 def collate(examples: Sequence[dict]) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` [B, longest], `labels` [B] or [B, L], and `example_ids` [B]."""
+    """`input_ids` and `attention_mask` [B, longest], `labels` [B] or [B, L], and `example_ids` [B].
+
+    And `classes` [B, C], where the examples have them.
+    """
     batch = pad([list(example["input_ids"]) for example in examples], torch.device("cpu"))
     labels = [torch.atleast_1d(torch.as_tensor(example["labels"])) for example in examples]
     labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
     batch["labels"] = labels if labels.shape[1] > 1 else labels[:, 0]
     batch["example_ids"] = torch.tensor([int(example["example_ids"]) for example in examples])
+    if all("classes" in example for example in examples):
+        batch["classes"] = padded([list(example["classes"]) for example in examples])
     return batch

@@ -67,5 +67,6 @@ def training_prompts(
         list(chain.from_iterable(examples.prompts for examples in by_epoch)),
         list(chain.from_iterable(examples.words for examples in by_epoch)),
         max(examples.n_truncated for examples in by_epoch),
+        by_epoch[0].classes,
     )
     return examples, [(epoch, [epoch * len(shots) + i for i in rows], lr) for epoch, rows, lr in steps]

@@ -1,7 +1,8 @@
 """Labels of several tokens: where these stand in a batch, and their loss.
 
 A batch has `labels` [B], one token each, or [B, L]: a label's tokens, filled up with -100. Then an example's
-`input_ids` end in its label's tokens but the last, each of which predicts the next.
+`input_ids` end in its label's tokens but the last, each of which predicts the next. It may have
+`classes` [B, C]: the tokens of all label words, filled up with -100; none, C = 0, where a word has several.
 """
 
 import torch
@@ -51,16 +52,24 @@ def check_labels(input_ids: Tensor, mask: Tensor, labels: Tensor | None) -> None
 
 
 def cross_entropies(
-    logits: Tensor, following: Tensor | None, labels: Tensor, label_smoothing: float = 0.0
+    logits: Tensor,
+    following: Tensor | None,
+    labels: Tensor,
+    classes: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Each example's cross-entropy over the vocabulary [B], summed over its label's tokens.
+    """Each example's cross-entropy [B] over the vocabulary, summed over its label's tokens, or over classes.
 
     Args:
         logits: [B, V], of the first tokens.
         following: [B, L - 1, V], of the others; None where labels have one.
         labels: [B] or [B, L].
+        classes: [B, C], the tokens that a label of one token is told from, filled up with -100. Where it is
+            none of them, the cross-entropy is NaN. None for the vocabulary.
         label_smoothing: the share of the target that is spread over all tokens.
     """
+    if classes is not None:
+        return _over_classes(logits.to(accumulation_dtype(logits)), labels, classes, label_smoothing)
     logits = logits[:, None] if following is None else torch.cat([logits[:, None], following], 1)
     logits = logits.to(accumulation_dtype(logits)).flatten(0, 1)
     of_tokens = F.cross_entropy(
@@ -69,6 +78,17 @@ def cross_entropies(
     return of_tokens.view(len(labels), -1).sum(1)
 
 
-def cross_entropy(logits: Tensor, following: Tensor | None, labels: Tensor) -> Tensor:
+def _over_classes(logits: Tensor, labels: Tensor, classes: Tensor, label_smoothing: float) -> Tensor:
+    is_class = classes != IGNORED
+    chosen = logits.gather(1, classes.clamp(min=0))
+    total = chosen.masked_fill(~is_class, -torch.inf).logsumexp(1)
+    own = torch.where((classes == labels[:, None]).any(1), logits.gather(1, labels[:, None])[:, 0], torch.nan)
+    mean = chosen.masked_fill(~is_class, 0).sum(1) / is_class.sum(1)
+    return total - (1 - label_smoothing) * own - label_smoothing * mean
+
+
+def cross_entropy(
+    logits: Tensor, following: Tensor | None, labels: Tensor, classes: Tensor | None = None
+) -> Tensor:
     """The mean over examples of `cross_entropies`."""
-    return cross_entropies(logits, following, labels).mean()
+    return cross_entropies(logits, following, labels, classes).mean()

@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 import ofa_kernels
 from ofa.ablation import AS_IT_IS
-from ofa.config import OFAConfig
+from ofa.config import VOCABULARY, OFAConfig
 from ofa.data.words import cross_entropies
 from ofa.decoder.quantised import check_derivatives
 from ofa.decoder.view import Decoder
-from ofa.loss.forms import cross_entropies_of, sharpness_of, step_ratio_of
-from ofa.loss.objective import Objective, n_probes_at, probed_layers
+from ofa.loss.forms import sharpness_of, step_ratio_of
+from ofa.loss.objective import Objective, n_probes_at, probed_layers, told_from
 from ofa.passes.fast import StackedPass, stacked_pass
 from ofa.passes.layer import Probes
 from ofa.passes.packing import Batch
@@ -23,15 +24,11 @@ from ofa_kernels import mix
 
 @dataclass(frozen=True)
 class JobExamples:
-    """What a pass has of one job: so many examples, one after the other, at a step of it.
-
-    `classes` are the tokens of its label words where each has one, for a loss over these alone.
-    """
+    """What a pass has of one job: so many examples, one after the other, at a step of it."""
 
     config: OFAConfig
     step: int
     n_examples: int
-    classes: Sequence[int] = ()
 
 
 def _ablated(jobs: Sequence[JobExamples]) -> bool:
@@ -42,17 +39,18 @@ def _sizes(jobs: Sequence[JobExamples]) -> list[int]:
     return [job.n_examples for job in jobs]
 
 
-def _cross_entropies(ran: StackedPass, labels: Tensor, jobs: Sequence[JobExamples]) -> Tensor:
+def _cross_entropies(ran: StackedPass, batch: Batch, jobs: Sequence[JobExamples]) -> Tensor:
     """The cross-entropy of each example [B]."""
-    if not _ablated(jobs):
-        return cross_entropies(ran.logits, ran.following, labels)
-    sizes = _sizes(jobs)
-    followings = [None] * len(jobs) if ran.following is None else ran.following.split(sizes)
-    parts = zip(jobs, ran.logits.split(sizes), followings, labels.split(sizes), strict=True)
-    of_jobs = [
-        cross_entropies_of(job.config.ablation, logits, following, of_job, job.classes)
-        for job, logits, following, of_job in parts
-    ]
+    if all(job.config.loss_over == VOCABULARY for job in jobs) and not _ablated(jobs):
+        return cross_entropies(ran.logits, ran.following, batch["labels"])
+    ends, of_jobs = list(accumulate(_sizes(jobs))), []
+    for job, end in zip(jobs, ends, strict=True):
+        at = slice(end - job.n_examples, end)
+        own = {name: batch[name][at] for name in ("labels", "classes") if name in batch}
+        following = None if ran.following is None else ran.following[at]
+        smoothing = job.config.ablation.label_smoothing
+        classes = told_from(own, job.config.loss_over)
+        of_jobs.append(cross_entropies(ran.logits[at], following, own["labels"], classes, smoothing))
     return torch.cat(of_jobs)
 
 
@@ -119,7 +117,7 @@ def job_objectives(
     def column(weights: list[float]) -> Tensor:
         return torch.tensor(weights, dtype=nll.dtype, device=nll.device)
 
-    loss = nll = by_job(_cross_entropies(ran, batch["labels"], jobs))
+    loss = nll = by_job(_cross_entropies(ran, batch, jobs))
     ratio = sharp = None
     if any(job.config.lambda_step for job in jobs):
         ratio = by_job(_step_ratios(ran.z, jobs))

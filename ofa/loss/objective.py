@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 from torch import Tensor, nn
 
 import ofa_kernels
-from ofa.config import OFAConfig
+from ofa.config import VOCABULARY, OFAConfig
 from ofa.data.words import cross_entropy
 from ofa.decoder.quantised import check_derivatives
 from ofa.decoder.view import Decoder, without_autocast
@@ -63,6 +63,22 @@ def n_probes_at(cfg: OFAConfig, step: int | Tensor) -> int:
     return cfg.n_probes if cfg.lambda_sharp != 0 and due else 0
 
 
+def told_from(batch: Batch, loss_over: str) -> Tensor | None:
+    """The batch's `classes`, if the cross-entropy is over these alone; None for the vocabulary.
+
+    Raises:
+        ValueError: the batch has none.
+    """
+    if loss_over == VOCABULARY:
+        return None
+    if "classes" not in batch:
+        raise ValueError(
+            "loss_over='labels' needs the tokens of the label words: a batch with `classes` [B, C], as "
+            "ofa.features and ofa.collate make it; or set loss_over='vocabulary'"
+        )
+    return batch["classes"] if batch["classes"].shape[1] else None
+
+
 def probed_layers(decoder: Decoder) -> range:
     """The layers of H: all but the embedding's, which is noise (and left out of J too)."""
     return range(1, len(decoder.layers))
@@ -80,7 +96,9 @@ def objective(model: nn.Module, batch: Batch, cfg: OFAConfig, step: int | Tensor
         batch: `input_ids`, `attention_mask` [B, T], padded on either side; `labels` [B], the token ids to
             predict, or [B, L], the token ids of whole words, each word followed by -100; then `input_ids`
             ends in the word's tokens but the last, and the prediction token is the one before them. Optional
-            `example_ids` [B], which select the probes (default 0 to B-1), and `packing` (see
+            `example_ids` [B], which select the probes (default 0 to B-1), `classes` [B, C], the tokens of
+            all label words, filled up with -100, which the loss is over if `cfg.loss_over` says so (NaN where
+            the label is none of them; C = 0 where a word has several tokens), and `packing` (see
             `ofa.packed`).
         cfg: weights and probes.
         step: the training step; its probes come from the seed mix(cfg.seed, step). In a CUDA graph, an
@@ -89,12 +107,13 @@ def objective(model: nn.Module, batch: Batch, cfg: OFAConfig, step: int | Tensor
 
     Returns:
         Scalars in float32 (float64 for a float64 model): the loss, the mean over examples of the
-        cross-entropy over the vocabulary in nats (summed over a word's tokens), J, and H as the mean over
-        examples and layers 1 to T-1.
+        cross-entropy in nats (summed over a word's tokens), J, and H as the mean over examples and layers
+        1 to T-1.
 
     Raises:
         ValueError: shapes don't fit, the family is not supported, a quantised layer drops derivatives, a
-            tensor is the step of terms that depend on its value, or `cfg` has an ablation.
+            tensor is the step of terms that depend on its value, the loss is over `classes` that are not
+            there, or `cfg` has an ablation.
     """
     if isinstance(step, Tensor) and (cfg.terms == "paper_code" or cfg.sharpness_every != 1):
         raise ValueError(
@@ -114,7 +133,7 @@ def objective(model: nn.Module, batch: Batch, cfg: OFAConfig, step: int | Tensor
     if n_probes:
         probes = Probes(probed_layers(decoder), n_probes, mix(cfg.seed, step), batch.get("example_ids"))
     ran, sharp = _pass(decoder, batch, probes)
-    loss = nll = cross_entropy(ran.logits, ran.following, batch["labels"])
+    loss = nll = cross_entropy(ran.logits, ran.following, batch["labels"], told_from(batch, cfg.loss_over))
     ratio = None
     if cfg.lambda_step != 0:
         ratio = cast(Tensor, ofa_kernels.step_ratio(ran.z))  # a pair only if asked for each step's

@@ -40,6 +40,8 @@ MAX_GRAPHS = 16
 ALIGNED = 16  # bytes, the widest access of a kernel
 
 # a packed batch, the settings of its step and the step's number, in memory, to the loss
+# what a step is told of its batch besides the packing
+GIVEN = ("labels", "classes", "example_ids")
 Loss = Callable[[Batch, OFAConfig, Tensor], Objective]
 
 
@@ -256,8 +258,7 @@ class Captured(Step):
         packing = batch["packing"].rounded(ROWS, PLACES)
         return {
             **{part.name: getattr(packing, part.name) for part in fields(Packing)},
-            "labels": batch["labels"],
-            "example_ids": batch["example_ids"],
+            **{name: batch[name] for name in GIVEN if name in batch},
         }
 
     def _launch(self, shape: _Shape) -> None:
@@ -292,8 +293,8 @@ class Captured(Step):
         torch._foreach_copy_(self.good, self._before)
         torch._foreach_copy_(self._before, self._values)
         packing = Packing(*(given[part.name] for part in fields(Packing)))
-        batch = {"packing": packing, "labels": given["labels"], "example_ids": given["example_ids"]}
-        computed = self.loss(batch, shape.config, given["step"])
+        batch = {name: given[name] for name in GIVEN if name in given}
+        computed = self.loss({**batch, "packing": packing}, shape.config, given["step"])
         gradients = torch.autograd.grad(computed.loss, self.weights)
         scalars = {"loss": computed.loss, **computed.terms()}
         scalars["gradient"] = torch.cat([gradient.flatten() for gradient in gradients]).abs().max()

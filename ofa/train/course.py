@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ofa.ablation import AS_IT_IS
+from ofa.ablation import AS_IT_IS, Ablation
 from ofa.config import OFAConfig, Steps
 from ofa.data.batch import Encoded
 from ofa.data.leave_one_out import training_prompts
@@ -18,28 +18,21 @@ from ofa.passes.fast import why_not_stacked
 from ofa.train.job import Job, JobResult
 
 
-def _ablated(
-    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, job: Job
-) -> tuple[list[int], Tensor | None]:
-    """A course's `classes` and `trained`, where the job's ablation asks for them.
+def _trained(decoder: Decoder, ablation: Ablation) -> Tensor | None:
+    """A course's `trained`.
 
     Raises:
-        ValueError: the ablation doesn't fit the task or the model.
+        ValueError: the ablation doesn't fit the model.
     """
-    ablation, n_layers, classes = job.config.ablation, len(decoder.layers), []
+    n_layers = len(decoder.layers)
     if ablation == AS_IT_IS:
-        return [], None
-    if ablation.loss_over == "labels":
-        words = job.task.target_ids(tokenizer)
-        if any(len(word) > 1 for word in words):
-            raise ValueError("loss_over='labels' needs label words of one token each; got whole_words=True")
-        classes = [word[0] for word in words]
+        return None
     if ablation.first_layer >= n_layers:
         raise ValueError(
             f"first_layer must be below the model's {n_layers} layers, got {ablation.first_layer}"
         )
     decoder.with_preconditioner(ablation.p_norm)  # refused here where there is none
-    return classes, decoder.norms_among(ablation.trained_norms)
+    return decoder.norms_among(ablation.trained_norms)
 
 
 @dataclass(eq=False)  # two jobs that are equal are two jobs
@@ -51,7 +44,6 @@ class Course:
         examples: its prompts as token ids.
         steps: all of them.
         shares_passes: whether it can be run in one pass with others.
-        classes: the tokens of its label words, where its loss is over these alone.
         trained: [norms] bool, which norms are trained; None for all.
         history: what came of the steps that were taken.
         gammas: [norms, N] on the CPU, once the job has ended.
@@ -63,7 +55,6 @@ class Course:
     examples: Encoded
     steps: Steps
     shares_passes: bool
-    classes: list[int] = field(default_factory=list)
     trained: Tensor | None = None
     history: list[dict] = field(default_factory=list)
     gammas: Tensor | None = None
@@ -94,9 +85,8 @@ class Course:
             tokenizer, job.task, shots, decoder.max_tokens, schedule, job.demonstrations
         )
         decoder.check_attention(max(examples.lengths))
-        classes, trained = _ablated(decoder, tokenizer, job)
         shares_passes = stacked and config.terms == "formulas"
-        return cls(job, examples, steps, shares_passes, classes, trained)
+        return cls(job, examples, steps, shares_passes, _trained(decoder, config.ablation))
 
     @property
     def step(self) -> int:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ofa.data.batch import labelled
+from ofa.data.batch import labelled, padded
 from ofa.decoder.view import Decoder
 from ofa.loss.by_job import JobExamples, job_objectives
 from ofa.loss.objective import TERMS, n_probes_at
@@ -63,13 +63,12 @@ def _one_pass(
     prompts, words = [e.prompts[row] for e, row in examples], [e.words[row] for e, row in examples]
     batch = {
         **labelled(prompts, words, device),
+        "classes": padded([e.classes for e, _ in examples], device),
         "example_ids": torch.tensor([row for _, row in part], device=device),
     }
     which = torch.tensor([a for a, _ in part], device=device)
     sizes = Counter(a for a, _ in part)  # in the order of the jobs
-    jobs = [
-        JobExamples(courses[a].config, courses[a].step, size, courses[a].classes) for a, size in sizes.items()
-    ]
+    jobs = [JobExamples(courses[a].config, courses[a].step, size) for a, size in sizes.items()]
     terms = job_objectives(decoder, batch, RowWeights(total.gammas.unbind(), which), jobs)
     shares = [size / len(courses[a].rows) for a, size in sizes.items()]
     total.add(terms, list(sizes), shares)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ofa.compare.methods.base import Fitted, Setting
-from ofa.compare.methods.peft_training import frozen, train_on_shots
-from ofa.config import Schedule
+from ofa.compare.methods.peft_training import TrainingOptions, frozen, train_on_shots
 from ofa.data.batch import pad
 from ofa.decoder.norms import Foreign
 from ofa.decoder.view import Decoder
@@ -19,7 +18,7 @@ from ofa_kernels import accumulation_dtype
 
 INIT = (0.1, 1.0)  # first factors of the context vector and of the output itself
 NOISE = 1e-3  # of the output's norm
-SCHEDULE = Schedule(lr=1e-2, weight_decay=1e-3, epochs=100, batch_size=2)
+OPTIONS = TrainingOptions(lr=1e-2, weight_decay=1e-3, epochs=100, batch_size=2)
 
 # takes a layer's number, 0 for attention or 1 for the MLP, and the output [B, T, D]; gives the new output
 Change = Callable[[int, int, Tensor], Tensor]
@@ -96,7 +95,7 @@ def noisy(change: Change, generator: torch.Generator) -> Change:
     return changed
 
 
-def calibrate(setting: Setting, vectors: Tensor, scalars: nn.Parameter, schedule: Schedule) -> int:
+def calibrate(setting: Setting, vectors: Tensor, scalars: nn.Parameter, options: TrainingOptions) -> int:
     """Train the scalars in place, on the shots' zero-shot prompts under noise; the steps taken.
 
     The prompts are bare in both protocols: the context vectors stand for the demonstrations.
@@ -104,7 +103,7 @@ def calibrate(setting: Setting, vectors: Tensor, scalars: nn.Parameter, schedule
     generator = torch.Generator(vectors.device).manual_seed(setting.seed)
     change = noisy(injection(vectors, scalars), generator)
     with frozen(setting.model), outputs_changed(setting.decoder, change):
-        return train_on_shots(replace(setting, protocol="A"), [scalars], schedule)
+        return train_on_shots(replace(setting, protocol="A"), [scalars], options)
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class I2CL:
     """
 
     name: str = "i2cl"
-    options: Schedule = SCHEDULE
+    options: TrainingOptions = OPTIONS
 
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from peft import IA3Config
 
 from ofa.compare.methods.base import Fitted, Setting
-from ofa.compare.methods.peft_training import fit_adapter
-from ofa.config import Schedule
+from ofa.compare.methods.peft_training import TrainingOptions, fit_adapter
 
-SCHEDULE = Schedule(lr=5e-3, weight_decay=1e-3, epochs=30, batch_size=5)
+OPTIONS = TrainingOptions(lr=5e-3, weight_decay=1e-3, epochs=30, batch_size=5)
 
 
 def ia3_config() -> IA3Config:
@@ -22,7 +21,7 @@ class IA3:
     """One factor a key, value and hidden unit of the MLP (Liu et al. 2022), by PEFT."""
 
     name: str = "ia3"
-    options: Schedule = SCHEDULE
+    options: TrainingOptions = OPTIONS
 
     def fit(self, setting: Setting) -> AbstractContextManager[Fitted]:
         """Train the factors; on leaving they are gone."""

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from ofa.compare.methods.base import Fitted, Setting
 from ofa.compare.methods.ia3 import ia3_config
-from ofa.compare.methods.peft_training import adapter, fitted
-from ofa.config import Schedule
+from ofa.compare.methods.peft_training import TrainingOptions, adapter, fitted
 from ofa.decoder.patch import borrowed
 
-SCHEDULE = Schedule(lr=3e-3, weight_decay=1e-3, epochs=30, batch_size=5)
+OPTIONS = TrainingOptions(lr=3e-3, weight_decay=1e-3, epochs=30, batch_size=5)
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class LNIA3:
     """
 
     name: str = "ln-ia3"
-    options: Schedule = SCHEDULE
+    options: TrainingOptions = OPTIONS
 
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:

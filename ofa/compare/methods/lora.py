@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from peft import LoraConfig
 
 from ofa.compare.methods.base import Fitted, Setting
-from ofa.compare.methods.peft_training import fit_adapter
-from ofa.config import Schedule, check_count
+from ofa.compare.methods.peft_training import TrainingOptions, fit_adapter
+from ofa.config import check_count
 
 
 @dataclass(frozen=True)
-class LoRAOptions(Schedule):
+class LoRAOptions(TrainingOptions):
     """How to train, with the rank `r` of the updates and `lora_alpha`, which over r is their scale.
 
     Raises:
-        ValueError: `r` or `lora_alpha` is no integer of at least 1, or as `Schedule`.
+        ValueError: `r` or `lora_alpha` is no integer of at least 1, or as `TrainingOptions`.
     """
 
     r: int = 8

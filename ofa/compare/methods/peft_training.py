@@ -3,17 +3,17 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
 
 from ofa.compare.methods.base import Fitted, Setting
-from ofa.config import Schedule
+from ofa.config import VOCABULARY, Schedule, check_loss_over
 from ofa.data.leave_one_out import training_prompts
 from ofa.data.words import cross_entropy
-from ofa.loss.objective import Objective
+from ofa.loss.objective import Objective, told_from
 from ofa.passes.own_layers import token_states
 from ofa.train import memory
 from ofa.train.loop import train
@@ -41,16 +41,31 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: Schedule) -> int:
-    """Minimise the shots' cross-entropy over the vocabulary, on the words' tokens that the task scores.
+@dataclass(frozen=True)
+class TrainingOptions(Schedule):
+    """How to train, with what the cross-entropy is over, as in `OFAConfig`.
+
+    Raises:
+        ValueError: `loss_over` is neither "vocabulary" nor "labels", or as `Schedule`.
+    """
+
+    loss_over: str = VOCABULARY
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_loss_over(self.loss_over)
+
+
+def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], options: TrainingOptions) -> int:
+    """Minimise the shots' cross-entropy, on the words' tokens that the task scores.
 
     A batch that `memory.tokens_at_once` does not allow is run in parts, with the same gradient.
 
     Args:
         setting: its model already computes with the weights; its seed and `max_steps` replace the ones in
-            the schedule, and its protocol says whether the other shots precede a prompt.
+            the options, and its protocol says whether the other shots precede a prompt.
         weights: what is trained, in place.
-        schedule: optimiser and epochs.
+        options: optimiser, epochs, and what the loss is over.
 
     Returns:
         Steps taken.
@@ -63,7 +78,7 @@ def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: 
     decoder, shots = setting.decoder, setting.shots
     if not shots:
         raise ValueError("training needs at least one labelled example, got none")
-    schedule = replace(schedule, seed=setting.seed, max_steps=setting.max_steps)
+    schedule = replace(options, seed=setting.seed, max_steps=setting.max_steps)
     examples, steps = training_prompts(
         setting.tokenizer, setting.task, shots, decoder.max_tokens, schedule, bool(setting.demonstrations)
     )
@@ -73,7 +88,8 @@ def train_on_shots(setting: Setting, weights: Sequence[nn.Parameter], schedule: 
         for part in memory.parts(rows, lengths, memory.tokens_at_once(decoder)):
             batch = examples.batch(part, decoder.device)
             states = token_states(decoder, batch, record=False)
-            loss = cross_entropy(states.logits, states.following, batch["labels"])
+            classes = told_from(batch, options.loss_over)
+            loss = cross_entropy(states.logits, states.following, batch["labels"], classes)
             yield len(part) / len(rows), Objective(loss, loss)
 
     lm, was_training = decoder.lm, decoder.lm.training
@@ -111,23 +127,23 @@ def adapter(setting: Setting, config: PeftConfig) -> Iterator[list[nn.Parameter]
             adapted.unload()
 
 
-def fitted(setting: Setting, weights: Sequence[nn.Parameter], schedule: Schedule) -> Fitted:
+def fitted(setting: Setting, weights: Sequence[nn.Parameter], options: TrainingOptions) -> Fitted:
     """Train weights that the model computes with, as `train_on_shots`; then it is ready to score."""
-    n_steps = train_on_shots(setting, weights, schedule)
+    n_steps = train_on_shots(setting, weights, options)
     return Fitted(setting.scorer(), sum(weight.numel() for weight in weights), n_steps)
 
 
 @contextmanager
-def fit_adapter(setting: Setting, config: PeftConfig, schedule: Schedule) -> Iterator[Fitted]:
+def fit_adapter(setting: Setting, config: PeftConfig, options: TrainingOptions) -> Iterator[Fitted]:
     """Train an adapter of PEFT; on leaving it is gone.
 
     Args:
         setting: model and shots.
         config: of the adapter.
-        schedule: optimiser and epochs.
+        options: how to train.
 
     Raises:
         ValueError, NonFiniteError: as `train_on_shots`.
     """
     with adapter(setting, config) as weights:
-        yield fitted(setting, weights, schedule)
+        yield fitted(setting, weights, options)

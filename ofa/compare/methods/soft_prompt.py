@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa.compare.methods.base import Fitted, Setting
-from ofa.compare.methods.peft_training import frozen, seeded, train_on_shots
-from ofa.config import Schedule
+from ofa.compare.methods.peft_training import TrainingOptions, frozen, seeded, train_on_shots
 
-SCHEDULE = Schedule(lr=0.1, weight_decay=1e-3, epochs=50, batch_size=4)
+OPTIONS = TrainingOptions(lr=0.1, weight_decay=1e-3, epochs=50, batch_size=4)
 
 
 class _Tokenizer:
@@ -54,7 +53,7 @@ class SoftPrompt:
     """
 
     name: str = "soft-prompt"
-    options: Schedule = SCHEDULE
+    options: TrainingOptions = OPTIONS
 
     @contextmanager
     def fit(self, setting: Setting) -> Iterator[Fitted]:

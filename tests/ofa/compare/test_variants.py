@@ -7,9 +7,9 @@ from ofa.compare.methods import METHODS
 from ofa.compare.methods.norm_tuning import NormTuningOptions
 from ofa.compare.variants import method_of, options_of
 
-TRAINING = ["lr", "weight_decay", "epochs", "batch_size"]
+TRAINING = ["lr", "weight_decay", "epochs", "batch_size", "loss_over"]
 ABLATION = [
-    *("loss_over", "label_smoothing", "ratio_form", "trace_form", "first_layer", "p_norm"),
+    *("label_smoothing", "ratio_form", "trace_form", "first_layer", "p_norm"),
     *("trained_norms", "lambda_schedule", "lambda_scale", "pull"),
 ]
 OF_NORM_TUNING = ["lambda_step", "lambda_sharp", "n_probes", "sharpness_every", *TRAINING]
@@ -45,7 +45,7 @@ def test_options_change_what_they_name_and_nothing_else():
     assert found.options == NormTuningOptions(lr=0.003, n_probes=4)
     assert type(found) is type(METHODS["ofa"]) and METHODS["ofa"].options == NormTuningOptions()
     found = method_of("ofa:lr=3e-3+loss_over=labels+pull=.5")
-    assert found.options == NormTuningOptions(lr=0.003, ablation=Ablation(loss_over="labels", pull=0.5))
+    assert found.options == NormTuningOptions(lr=0.003, loss_over="labels", ablation=Ablation(pull=0.5))
     assert method_of("lora:r=4").options == replace(METHODS["lora"].options, r=4)
 
 
@@ -89,7 +89,9 @@ def test_equal_settings_have_one_name_that_reads_back(text, name):
         ("ofa:batch_size=None", "batch_size must be an integer, got 'None'"),
         ("ofa:lr=1+lr=1", "lr is given twice; leave one out"),
         ("ofa:trained_norms=some", "trained_norms must be one of .*, got 'some'"),
-        ("ofa:loss_over=", "loss_over must be one of .*, got .0."),
+        ("ofa:loss_over=", "loss_over must be one of .*, got '0'"),
+        ("lora:loss_over=words", "loss_over must be one of .*, got 'words'"),
+        ("paper-code:loss_over=labels", "the loss of the authors' code is over the vocabulary"),
         ("ofa:first_layer=0", "first_layer must be an integer of at least 1, got 0"),
         ("ofa:label_smoothing=1", "label_smoothing must be at least 0 and below 1"),
         ("ofa:pull=-1", "pull must be finite and not negative"),

@@ -48,6 +48,25 @@ def test_the_loss_is_its_weighted_terms(llama):
     )
 
 
+def test_a_loss_over_labels_is_over_their_tokens(llama):
+    ofa.patch_model(llama)
+    batch, config = make_batch(), replace(CONFIG, loss_over="labels")
+    with pytest.raises(ValueError, match=r"batch with `classes` \[B, C\], as ofa\.features and ofa\.collate"):
+        objective(llama, batch, config)
+    with torch.no_grad():
+        logits = llama(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    tokens = [[int(label), 3, 77] for label in batch["labels"]]
+    own = [logits[i, place, tokens[i]].log_softmax(-1)[0] for i, place in enumerate((6, 4))]
+    found = objective(llama, {**batch, "classes": torch.tensor(tokens)}, config, step=7)
+    torch.testing.assert_close(found.cross_entropy.detach(), -torch.stack(own).mean())
+    over_vocabulary = objective(llama, batch, CONFIG, step=7)
+    for name in ("step_ratio", "sharpness"):
+        assert torch.equal(getattr(found, name), getattr(over_vocabulary, name))
+    # words of several tokens have no classes
+    none = {**batch, "classes": torch.empty(2, 0, dtype=torch.int64)}
+    assert torch.equal(objective(llama, none, config, step=7).loss, over_vocabulary.loss)
+
+
 def test_zero_weights_do_no_extra_work(llama, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("was computed though its weight is 0")

@@ -16,10 +16,19 @@ JOBS = [
     Job(PLAIN, SHOTS, OFAConfig(0.1, 0.05, epochs=3, batch_size=2, lr=1e-2)),
     Job(OTHER, SHOTS[:3], OFAConfig(0.0, 0.0, epochs=2, batch_size=None, lr=3e-2, weight_decay=0.1)),
     Job(WHOLE, SHOTS[1:], OFAConfig(0.3, 0.2, n_probes=2, seed=4, epochs=2, batch_size=3, lr=5e-3)),
-    Job(PLAIN, SHOTS[2:], OFAConfig(0.0, 0.1, seed=2**70, sharpness_every=2, epochs=3, batch_size=2)),
+    Job(
+        PLAIN,
+        SHOTS[2:],
+        OFAConfig(0.0, 0.1, seed=2**70, sharpness_every=2, epochs=3, batch_size=2, loss_over="labels"),
+    ),
     Job(PLAIN, SHOTS[:1], OFAConfig(0.2, 0.0, seed=9, epochs=5, batch_size=1, lr=2e-2, weight_decay=0.0)),
-    Job(WHOLE, SHOTS, OFAConfig(0.0, 0.3, seed=7, epochs=20, batch_size=4, lr=1e-2), max_steps=6),
-    Job(OTHER, SHOTS[::-1], OFAConfig(0.1, -0.1, n_probes=2, seed=1, epochs=1, batch_size=5, lr=1e-2)),
+    Job(
+        WHOLE,
+        SHOTS,
+        OFAConfig(0.0, 0.3, seed=7, epochs=20, batch_size=4, lr=1e-2, loss_over="labels"),
+        max_steps=6,
+    ),
+    Job(OTHER, SHOTS[::-1], OFAConfig(0.1, -0.1, n_probes=2, seed=1, epochs=1, lr=1e-2, loss_over="labels")),
 ]
 
 

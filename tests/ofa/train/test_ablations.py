@@ -20,11 +20,11 @@ from ofa.train.course import Course
 from ofa.train.job_gradients import shared_passes
 from ofa_kernels import mix, step_ratio
 from tests.ofa.conftest import build_llama
-from tests.ofa.train.jobs import JOBS, PLAIN, SHOTS, WHOLE, assert_same
+from tests.ofa.train.jobs import JOBS, PLAIN, SHOTS, assert_same
 
 CONFIG = OFAConfig(0.3, -0.2, n_probes=2, seed=3, epochs=4, batch_size=3, lr=1e-2)
 ABLATIONS = [
-    Ablation(loss_over="labels", label_smoothing=0.1),
+    Ablation(label_smoothing=0.1),
     Ablation(ratio_form="log", first_layer=2),
     Ablation(trace_form="positive", p_norm="attention"),
     Ablation(trace_form="relative", lambda_scale="gradient"),
@@ -197,8 +197,6 @@ def test_what_does_not_know_them_refuses_them(tokenizer):
         ofa.fit(build_llama(), tokenizer, PLAIN, SHOTS, config, progress=False)
     with pytest.raises(ValueError, match=r"only ofa\.fit_many trains with an ablation"):
         replace(OFAConfig.paper_code(), ablation=Ablation(pull=1.0))
-    with pytest.raises(ValueError, match=r"loss_over='labels' needs label words of one token"):
-        run(tokenizer, [replace(job(loss_over="labels"), task=WHOLE)])
     with pytest.raises(ValueError, match=r"first_layer must be below the model's \d layers, got 40"):
         run(tokenizer, [job(first_layer=40)])
     with pytest.raises(ValueError, match=r"ablation must be an ofa.ablation.Ablation, got 'upper'"):

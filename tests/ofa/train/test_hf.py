@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,18 @@ def test_the_loss_is_the_objectives_and_falls(rows, tmp_path):
         assert entry["loss"] == pytest.approx(total, rel=1e-3)
     for name, parameter in runner.model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("norm" not in name), name
+
+
+def test_a_loss_over_labels_needs_and_finds_their_tokens(rows, tmp_path, task, tokenizer):
+    runner, batch = trainer(rows, tmp_path), collate(rows[:2])
+    runner.ofa_config = config = replace(CONFIG, loss_over="labels")
+    tokens = task.label_ids(tokenizer)
+    assert batch["classes"].tolist() == [tokens, tokens]
+    loss = runner.compute_loss(runner.model, batch)
+    assert torch.equal(loss, objective(runner.model, batch, config, step=0).loss)
+    assert loss < objective(runner.model, batch, CONFIG, step=0).loss, "fewer tokens to be told from"
+    runner.train()
+    assert runner.state.global_step > 0
 
 
 def test_nothing_is_dropped(rows, tmp_path):
