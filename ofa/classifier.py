@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ofa import models
-from ofa.config import OFAConfig, check_count
+from ofa.config import DEFAULT_METHOD, METHODS, OFAConfig, check_count
 from ofa.data.inputs import as_labels, as_texts
 from ofa.data.labels import Classes
 from ofa.data.languages import warn_of_unknown_language
@@ -46,7 +46,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             labels to words. A list of words: the labels of `fit` are these words; or class numbers, 0 for the
             first word; or else the list holds a word for each label in their sorted order.
         template: holds `{text}` once, for example `"Review: {text}\nSentiment:"`.
-        config: how to adapt; None is `OFAConfig()`.
+        config: how to adapt; None: as the default method of `ofa adapt` does.
         tokenizer: of a model given as an object.
         dtype: for `ofa.models.load`; None is the fastest type of this machine.
         progress: show progress bars.
@@ -138,7 +138,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         shots = [{"text": t, "label": n} for t, n in zip(texts, classes.numbers(labels), strict=True)]
         model, tokenizer = self._loaded()
         warn_of_unknown_language(tokenizer, texts)
-        job, rows = Job(task, shots, self.config or OFAConfig()), []
+        job, rows = Job(task, shots, self.config or METHODS[DEFAULT_METHOD]), []
         if self.select is not None:
             place = None if checkpoint is None else Path(checkpoint).with_suffix(".selection.safetensors")
             set_gammas(model)

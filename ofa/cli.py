@@ -4,7 +4,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,28 @@ from rich.console import Console
 
 import ofa
 from ofa.commands.locks import check_folder, only_run
-from ofa.config import DEFAULT_MODEL, OFAConfig
-from ofa.data.files import SUFFIXES, Format
+from ofa.commands.options import (
+    FILES,
+    Adapter,
+    Dtype,
+    Encoding,
+    FileFormat,
+    LabelColumn,
+    LabelWords,
+    LossOver,
+    Method,
+    Model,
+    ModelType,
+    MovedModel,
+    Seed,
+    Select,
+    Shots,
+    SkipEmpty,
+    TextColumn,
+    of_method,
+)
+from ofa.config import DEFAULT_METHOD, DEFAULT_MODEL
+from ofa.data.files import SUFFIXES
 from ofa.data.rows import Reading
 from ofa.interrupts import stop_in_order
 
@@ -26,49 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
-DEFAULTS = OFAConfig()
-FILES = f"A file in {', '.join(SUFFIXES)}, or any with --format"
-
-
-class Dtype(str, Enum):
-    """Number types a model can be loaded in."""
-
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-class Select(str, Enum):
-    """How settings are chosen."""
-
-    cv = "cv"
-
-
-Model = Annotated[str, typer.Option(help="A name, a folder or a hub id.")]
-MovedModel = Annotated[str | None, typer.Option("--model", help="The base model, where it has moved.")]
-ModelType = Annotated[Dtype, typer.Option("--dtype", help="auto: the fastest type of this machine.")]
-Adapter = Annotated[Path, typer.Argument(help="A folder that adapt or demo wrote.")]
-Shots = Annotated[int | None, typer.Option(min=1, help="Examples per class; default: 5, and 1 for dbpedia.")]
-Seed = Annotated[int, typer.Option(help="Of the draw, the order and the probes.")]
-LabelWords = Annotated[
-    str,
-    typer.Option(
-        help="Comma-separated, in label order; needed where labels are numbers. neg=bad or 5=great renames."
-    ),
-]
-TextColumn = Annotated[str, typer.Option(help="Where the text is.")]
-LabelColumn = Annotated[str, typer.Option(help="Where the label is.")]
-FileFormat = Annotated[
-    Format | None, typer.Option("--format", help="What a file holds whose ending does not say it.")
-]
-Encoding = Annotated[
-    str | None, typer.Option(help="Such as cp1252; default: UTF-8, or UTF-16 with a byte-order mark.")
-]
-SkipEmpty = Annotated[
-    bool,
-    typer.Option("--skip-empty", help="Leave out rows without a text or a label instead of refusing them."),
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -164,15 +140,19 @@ def adapt(
     test: Annotated[
         str, typer.Option(help="Test on up to so many other rows, classes balanced; all: on every one.")
     ] = "500",
-    lambda_step: Annotated[float, typer.Option(help="Weight of the step ratio J.")] = DEFAULTS.lambda_step,
-    lambda_sharp: Annotated[float, typer.Option(help="Weight of the sharpness H.")] = DEFAULTS.lambda_sharp,
-    n_probes: Annotated[
-        int, typer.Option(help="Hutchinson probes per layer and example.")
-    ] = DEFAULTS.n_probes,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
-    epochs: Annotated[int, typer.Option(help="Passes over the shots.")] = DEFAULTS.epochs,
-    batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = DEFAULTS.batch_size,
-    seed: Seed = DEFAULTS.seed,
+    method: Annotated[
+        Method, typer.Option(help="What is minimised: cross-entropy, in ofa with J and H besides.")
+    ] = Method(DEFAULT_METHOD),
+    lambda_step: Annotated[float | None, of_method("Weight of the step ratio J", "lambda_step")] = None,
+    lambda_sharp: Annotated[float | None, of_method("Weight of the sharpness H", "lambda_sharp")] = None,
+    n_probes: Annotated[int | None, of_method("Hutchinson probes per layer and example", "n_probes")] = None,
+    lr: Annotated[float | None, of_method("Peak learning rate", "lr")] = None,
+    epochs: Annotated[int | None, of_method("Passes over the shots", "epochs")] = None,
+    batch_size: Annotated[int | None, of_method("Examples per step", "batch_size")] = None,
+    loss_over: Annotated[
+        LossOver | None, of_method("What the label word is told from in training", "loss_over")
+    ] = None,
+    seed: Seed = 0,
     select: Annotated[
         Select | None,
         typer.Option(help="cv: try 1, 3 and 10 times --lr, with both weights and without, on the shots."),
@@ -201,13 +181,15 @@ def adapt(
             test=test,
             model=model,
             dtype=_dtype(dtype),
-            config=OFAConfig(
+            config=command.configured(
+                method.value,
                 lambda_step=lambda_step,
                 lambda_sharp=lambda_sharp,
                 n_probes=n_probes,
                 lr=lr,
                 epochs=epochs,
                 batch_size=batch_size,
+                loss_over=loss_over and loss_over.value,
                 seed=seed,
             ),
             select=select and select.value,
@@ -376,7 +358,7 @@ def probe(
     shots: Shots = None,
     test_items: Annotated[int, typer.Option(min=2, help="Measure on up to so many rows.")] = 200,
     n_probes: Annotated[int, typer.Option(min=1, help="Hutchinson probes per layer and text.")] = 8,
-    seed: Seed = DEFAULTS.seed,
+    seed: Seed = 0,
     model: Model = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Folder for the table, the plots and every number.")] = Path(
         "probe"

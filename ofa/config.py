@@ -189,3 +189,9 @@ class OFAConfig:
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         self.schedule()  # which refuses what can't be trained with
+
+
+LN_TUNING, OFA = "ln-tuning", "ofa"
+# the settings that each method of adapting has unless it is told otherwise
+METHODS = {LN_TUNING: OFAConfig(lambda_step=0, lambda_sharp=0), OFA: OFAConfig()}
+DEFAULT_METHOD = OFA

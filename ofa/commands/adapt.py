@@ -4,8 +4,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from ofa.classifier import FewShotClassifier
 from ofa.commands.forecast import WORTH_SAYING, in_words, seconds_to_score
-from ofa.config import OFAConfig
+from ofa.config import METHODS, OFAConfig
 from ofa.data.draws import draw_shots, draw_test, number_labels
 from ofa.data.languages import warn_of_unknown_language
 from ofa.data.rows import Reading, read_rows
@@ -73,6 +74,15 @@ def run(options: Adaptation, out: Path, console: Console) -> None:
         n_members=options.n_members,
     )
     adapt_and_test(classifier, words, chosen, held_out, out, console)
+
+
+def configured(method: str, **given: Any) -> OFAConfig:
+    """The settings of a method of `METHODS`, changed to what is given; None: not given.
+
+    Raises:
+        ValueError: a setting that `OFAConfig` refuses.
+    """
+    return replace(METHODS[method], **{name: value for name, value in given.items() if value is not None})
 
 
 def n_to_test(text: str) -> int | None:

@@ -16,7 +16,7 @@ from sklearn.base import clone
 
 from ofa import models
 from ofa.classifier import FewShotClassifier
-from ofa.config import OFAConfig
+from ofa.config import DEFAULT_METHOD, METHODS
 from ofa.data.draws import draw_shots
 from ofa.data.tweets import TASK, load_tweets, split_tweets
 from ofa.decoder.view import Decoder
@@ -24,8 +24,9 @@ from ofa.scoring import Scores
 
 SHOTS = 5
 SEEDS = (0, 1, 2)
-ZERO_SHOT, ICL, LN_TUNING, OFA = "zero-shot", "ICL", "LN-tuning", "OFA"
-CONFIGS = {LN_TUNING: OFAConfig(lambda_step=0, lambda_sharp=0), OFA: OFAConfig()}
+ZERO_SHOT, ICL = "zero-shot", "icl"
+# the default, whose adapter is kept, comes last
+CONFIGS = {name: METHODS[name] for name in sorted(METHODS, key=lambda name: name == DEFAULT_METHOD)}
 EXAMPLES = (
     "The update fixed every bug I had reported. Brilliant work!",
     "Two hours in the queue and then they closed the counter.",
@@ -87,7 +88,7 @@ def run_demo(out: Path, model: str = models.SMOLLM2) -> None:
             scores, seconds = _timed(classifier.label_scores, texts, (), f"seed {seed}: {method}")
             fitted = {"seconds_fit": classifier.result_.seconds, "seconds_eval": seconds}
             cells.append(_cell(method, seed, scores, labels, **fitted))
-            if method == OFA and seed == SEEDS[0]:
+            if method == DEFAULT_METHOD and seed == SEEDS[0]:
                 classifier.save(out)
                 examples = classifier.label_scores(EXAMPLES, (), "examples").log_probs.exp()
     record = {"model": source.name, "model_source": asdict(source), "dtype": str(dtype)}
@@ -117,7 +118,7 @@ def _accuracy_table(cells: list[dict]) -> Table:
 
 
 def _example_table(probabilities: torch.Tensor) -> Table:
-    table = Table(title=f"three predictions ({OFA}, seed {SEEDS[0]})")
+    table = Table(title=f"three predictions ({DEFAULT_METHOD}, seed {SEEDS[0]})")
     table.add_column("text")
     for word in TASK.label_words:
         table.add_column(word, justify="right")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ofa.config import OFAConfig
+from ofa.config import DEFAULT_METHOD, METHODS, OFAConfig
 from ofa.data.batch import Encoded, encoded
 from ofa.data.task import Task
 from ofa.decoder.patch import patch_model
@@ -79,7 +79,7 @@ def fit(
         tokenizer: the model's.
         task: template and label words.
         shots: {"text": str, "label": class number} each; their positions are the probes' example ids.
-        cfg: objective, optimiser and schedule.
+        cfg: objective, optimiser and schedule; None for those of the default method, as in `ofa adapt`.
         progress: show a bar with the loss terms and the time that remains.
         max_steps: stop after so many steps; the learning rate follows the schedule of the whole run.
         checkpoint: a .safetensors file where the run is kept every ten steps; where it is there already, the
@@ -98,7 +98,7 @@ def fit(
         CheckpointError: the checkpoint is damaged, or of a run with other shots, settings or weights.
         KeyboardInterrupt: Ctrl-C; the step was finished, and written to the checkpoint.
     """
-    cfg = cfg or OFAConfig()
+    cfg = cfg or METHODS[DEFAULT_METHOD]
     if not shots:
         raise ValueError("fit needs at least one labelled example, got none")
     decoder = Decoder.of(model)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from ofa.config import OFAConfig
+from ofa.config import DEFAULT_METHOD, METHODS, OFAConfig
 from ofa.data.batch import collate
 from ofa.decoder.patch import patch_model
 from ofa.decoder.view import Decoder
@@ -24,8 +24,9 @@ class OFATrainer(Trainer):
     Args:
         model: a causal language model of a supported family.
         args: `transformers`' arguments; columns are never removed.
-        ofa_config: weights and probes; learning rate, epochs and batch size come from `args`, and the probes
-            of a step from the seed mix(ofa_config.seed, step).
+        ofa_config: weights, probes and what the loss is over; None for those of the default method. Learning
+            rate, epochs and batch size come from `args`, and the probes of a step from the seed
+            mix(ofa_config.seed, step).
         kwargs: as for `Trainer`.
 
     Raises:
@@ -50,7 +51,7 @@ class OFATrainer(Trainer):
                 "out, or use ofa.fit"
             )
         patch_model(model)
-        self.ofa_config = ofa_config or OFAConfig()
+        self.ofa_config = ofa_config or METHODS[DEFAULT_METHOD]
         self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = False  # the loss is a batch's mean
         self._terms: dict[str, list[float]] = {}
 

@@ -11,6 +11,7 @@ from ofa import OFAConfig
 from ofa.cli import app
 from ofa.commands import forecast
 from ofa.commands.locks import only_run
+from ofa.config import DEFAULT_METHOD, METHODS
 from ofa.loss.objective import objective
 from ofa.train import fit as trainer
 from tests.ofa.conftest import LABELS, TEXTS
@@ -239,6 +240,25 @@ def test_numbers_need_words_and_the_error_can_be_copied(data, tmp_path, model_fo
 def adapter(data, tmp_path, model_folder):
     assert adapt(data, tmp_path / "saved", model_folder).exit_code == 0
     return tmp_path / "saved"
+
+
+def test_a_method_brings_its_settings_and_options_change_them(data, tmp_path, model_folder):
+    for method, config in METHODS.items():
+        out = tmp_path / method
+        done = adapt(data, out, model_folder, "--method", method, "--loss-over", "labels", "--lr", 0.01)
+        assert done.exit_code == 0, done.output
+        record = json.loads((out / "ofa_config.json").read_text())["config"]
+        assert record == {**config.settings(), "epochs": 2, "loss_over": "labels", "lr": 0.01}
+    assert METHODS["ln-tuning"].lambda_step == METHODS["ln-tuning"].lambda_sharp == 0
+    done = adapt(data, tmp_path / "none", model_folder, "--method", "magic")
+    assert done.exit_code == 2 and "'ln-tuning', 'ofa'" in done.output
+
+
+def test_the_help_tells_the_defaults_of_the_methods():
+    shown = " ".join(run("adapt", "--help").output.replace("│", " ").split())
+    weight = METHODS["ofa"].lambda_step
+    assert f"Weight of the step ratio J; default: 0 with ln-tuning, {weight} with ofa." in shown
+    assert f"[default: {DEFAULT_METHOD}]" in shown
 
 
 def test_predict_reads_a_text_a_line(adapter, tmp_path):

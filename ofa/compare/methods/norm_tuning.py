@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ofa.compare.methods.base import Fitted, Setting
 from ofa.compare.trainings import Training
-from ofa.config import OFAConfig, check_count
+from ofa.config import METHODS, OFAConfig, check_count
 from ofa.data.batch import labelled
 from ofa.decoder.patch import patch_model, set_gammas
 from ofa.loss.objective import objective
@@ -92,6 +92,5 @@ def terms_at(setting: Setting, texts: Sequence[str]) -> dict[str, float]:
     return {name: t.item() for name, t in found.terms().items() if t is not None and name in MEASURES}
 
 
-LN_TUNING = NormTuning("ln-tuning", NormTuningOptions(lambda_step=0, lambda_sharp=0))
-OFA = NormTuning("ofa", NormTuningOptions())
+LN_TUNING, OFA = (NormTuning(name, NormTuningOptions(**vars(own))) for name, own in METHODS.items())
 PAPER_CODE = NormTuning("paper-code", NormTuningOptions(**vars(OFAConfig.paper_code())))

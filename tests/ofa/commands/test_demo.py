@@ -6,6 +6,7 @@ import torch
 import ofa
 from ofa import classifier
 from ofa.commands import demo
+from ofa.config import DEFAULT_METHOD, METHODS
 from ofa.decoder.view import Decoder
 from tests.ofa.conftest import TEXTS
 
@@ -38,15 +39,18 @@ def test_the_whole_path(rows, tmp_path, model_folder, monkeypatch, capsys):
     demo.run_demo(tmp_path / "out", model_folder)
     assert len(starts) == 6
     assert all(torch.equal(start, starts[0]) for start in starts), "a method started from another one's γ"
-    assert {name: n for name, n in shots.items() if n} == {f"seed {seed}: ICL": 10 for seed in (0, 1, 2)}
+    assert {name: n for name, n in shots.items() if n} == {f"seed {seed}: icl": 10 for seed in (0, 1, 2)}
     shown = capsys.readouterr().out
-    assert "zero-shot" in shown and "ICL" in shown and "peak memory" in shown
+    assert "zero-shot" in shown and "icl" in shown and "peak memory" in shown
     cells = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     keys = {"task", "method", "protocol", "seed", "shots", "model", "accuracy", "n_test", "seconds_fit"}
     assert len(cells) == 12 and all(keys | {"seconds_eval"} <= set(cell) for cell in cells)
     assert {(cell["method"], cell["seed"]) for cell in cells} == {
-        (method, seed) for method in ("zero-shot", "ICL", *configs) for seed in (0, 1, 2)
+        (method, seed) for method in ("zero-shot", "icl", *configs) for seed in (0, 1, 2)
     }
     assert {cell["n_test"] for cell in cells} == {8}
+    # what is kept, and shown last, is the default
+    assert list(configs)[-1] == DEFAULT_METHOD and f"three predictions ({DEFAULT_METHOD}" in shown
     again = ofa.load(tmp_path / "out", progress=False)
+    assert again.selected_.lambda_sharp == METHODS[DEFAULT_METHOD].lambda_sharp
     assert again.task_.label_words == ("negative", "positive")
