@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.models import OptionInfo
 
-from ofa.config import DEFAULT_METHOD, LABELS, METHODS, VOCABULARY
+from ofa.config import DEFAULT_METHOD, LABELS, LN_TUNING, METHODS, OFA, VOCABULARY
 from ofa.data.files import SUFFIXES, Format
 
 FILES = f"A file in {', '.join(SUFFIXES)}, or any with --format"
@@ -22,8 +22,18 @@ class Dtype(str, Enum):
     float32 = "float32"
 
 
-Method = Enum("Method", {name: name for name in METHODS}, type=str)
-LossOver = Enum("LossOver", {name: name for name in (VOCABULARY, LABELS)}, type=str)
+class Method(str, Enum):
+    """What `METHODS` are called."""
+
+    ln_tuning = LN_TUNING
+    ofa = OFA
+
+
+class LossOver(str, Enum):
+    """What the cross-entropy may be over."""
+
+    vocabulary = VOCABULARY
+    labels = LABELS
 
 
 class Select(str, Enum):

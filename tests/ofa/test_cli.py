@@ -11,6 +11,7 @@ from ofa import OFAConfig
 from ofa.cli import app
 from ofa.commands import forecast
 from ofa.commands.locks import only_run
+from ofa.commands.options import Method
 from ofa.config import DEFAULT_METHOD, METHODS
 from ofa.loss.objective import objective
 from ofa.train import fit as trainer
@@ -243,6 +244,7 @@ def adapter(data, tmp_path, model_folder):
 
 
 def test_a_method_brings_its_settings_and_options_change_them(data, tmp_path, model_folder):
+    assert [method.value for method in Method] == list(METHODS)
     for method, config in METHODS.items():
         out = tmp_path / method
         done = adapt(data, out, model_folder, "--method", method, "--loss-over", "labels", "--lr", 0.01)
