@@ -32,7 +32,7 @@ class TermGradients:
             shares: of each, the share of its batch that is in the pass.
         """
         weights = torch.tensor(shares, dtype=terms.loss.dtype, device=terms.loss.device)
-        losses = [terms.loss, None, None]
+        losses = [terms.loss]
         if len(self._parts) > 1:
             scaled = torch.tensor([self._is_scaled[a] for a in jobs], device=weights.device)
             own = terms.cross_entropy, terms.step_ratio, terms.sharpness
@@ -41,10 +41,11 @@ class TermGradients:
                 None if term is None else torch.where(scaled, term, other)
                 for term, other in zip(own, rest, strict=True)
             ]
-        for part, loss in zip(self._parts, losses, strict=False):
-            if loss is not None:
-                (gradient,) = torch.autograd.grad((loss * weights).sum(), self.gammas, retain_graph=True)
-                part += gradient
+        found = [(part, loss) for part, loss in zip(self._parts, losses, strict=True) if loss is not None]
+        for left, (part, loss) in zip(reversed(range(len(found))), found, strict=True):
+            # what is saved for the last of them is given up on the way
+            (gradient,) = torch.autograd.grad((loss * weights).sum(), self.gammas, retain_graph=left > 0)
+            part += gradient
 
     def sum(self) -> Tensor:
         """[norms, jobs, N], 0 for the norms that a job does not train."""
