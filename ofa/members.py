@@ -2,13 +2,14 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ofa.config import OFAConfig
 from ofa.loss.objective import TERMS
 from ofa.scoring import Scores
 from ofa.train.fit_many import fit_many
@@ -34,7 +35,17 @@ class Members:
     @property
     def mean_gamma(self) -> list[Tensor]:
         """The mean γ over the trainings, a tensor a norm."""
-        return [torch.stack(of_norm).mean(0) for of_norm in zip(*self.gammas, strict=True)]
+        return mean_gamma(self.gammas)
+
+
+def mean_gamma(gammas: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """The mean over trainings of their γ, a tensor a norm."""
+    return [torch.stack(of_norm).mean(0) for of_norm in zip(*gammas, strict=True)]
+
+
+def member_configs(config: OFAConfig, n_members: int) -> list[OFAConfig]:
+    """A configuration with its own seed, the seed after it, and so on."""
+    return [replace(config, seed=config.seed + i) for i in range(n_members)]
 
 
 def train_members(
@@ -61,8 +72,7 @@ def train_members(
         NonFiniteError: a training's loss became NaN or infinite.
     """
     begin = time.perf_counter()
-    seeds = range(job.config.seed, job.config.seed + n_members)
-    jobs = [replace(job, config=replace(job.config, seed=seed)) for seed in seeds]
+    jobs = [replace(job, config=config) for config in member_configs(job.config, n_members)]
     results = fit_many(model, tokenizer, jobs, progress, checkpoint)
     for result in results:
         if result.error is not None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ofa.members import mean_gamma
 from ofa.train.checkpoint import digest
 from ofa.train.fit_many import fit_many
 from ofa.train.job import Job, JobResult
@@ -62,8 +62,7 @@ class Training:
         for result in results:
             if result.error is not None:
                 raise result.error
-        norms = zip(*(result.gammas for result in results), strict=True)
-        gammas = [torch.stack(of_norm).mean(0) for of_norm in norms]
+        gammas = mean_gamma(result.gammas for result in results)
         n_steps, seconds = sum(len(r.history) for r in results), sum(r.seconds for r in results)
         return cls(gammas, n_steps, seconds, n_together or len(results), notes or {})
 

@@ -53,8 +53,10 @@ class TermGradients:
             if course.trained is not None:
                 self._parts[:, ~course.trained, a] = 0
         total, *others = self._parts
+        if not others:
+            return total
         of_loss = total.norm(dim=(0, 2))
-        for part, name in zip(others, ("lambda_step", "lambda_sharp"), strict=False):
+        for part, name in zip(others, ("lambda_step", "lambda_sharp"), strict=True):
             weights = of_loss.new_tensor([getattr(course.config, name) for course in self.courses])
             lengths = part.norm(dim=(0, 2))
             factors = torch.where(lengths > 0, weights * of_loss / lengths, 0.0)

@@ -2,7 +2,7 @@
 # Run the search for settings, or what is missing of it: sh results/tuning/search.sh DIR
 # DIR holds the tuning tasks: tasks.json, NAME/train.jsonl and NAME/test.jsonl.
 set -e
-data=$1
+data=$(cd "${1:?the folder of the tuning tasks}" && pwd)
 cd "$(dirname "$0")/../.."
 against="ln-tuning:lr=5e-3+epochs=10"
 

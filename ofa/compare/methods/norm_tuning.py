@@ -14,11 +14,13 @@ from ofa.config import METHODS, OFAConfig, check_count
 from ofa.data.batch import labelled
 from ofa.decoder.patch import patch_model, set_gammas
 from ofa.loss.objective import objective
+from ofa.members import member_configs
 from ofa.train.fit_many import fit_many
 from ofa.train.job import Job
 
 N_MEASURED = 32  # texts
-MEASURED, MEASURES = OFAConfig(n_probes=8), ("step_ratio", "sharpness")
+MEASURES = ("step_ratio", "sharpness")
+MEASURED = OFAConfig(lambda_step=1, lambda_sharp=1, n_probes=8)  # any weight that is not 0
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class NormTuningOptions(OFAConfig):
     def configs(self, seed: int) -> list[OFAConfig]:
         """Of each training; the first has this seed, the second the one after it, and so on."""
         own = {item.name: getattr(self, item.name) for item in fields(OFAConfig)}
-        return [OFAConfig(**{**own, "seed": seed + i}) for i in range(self.n_members)]
+        return member_configs(OFAConfig(**{**own, "seed": seed}), self.n_members)
 
 
 @dataclass(frozen=True)

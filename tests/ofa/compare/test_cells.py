@@ -5,10 +5,17 @@ from itertools import islice
 import pytest
 import torch
 
+import ofa
 import ofa.compare.cells as module
 from ofa.compare.cells import Cell, Common, Pool, compare, plan, read_cells, run_cell
+from ofa.compare.methods import Setting
+from ofa.compare.methods.norm_tuning import terms_at
+from ofa.data.batch import labelled
 from ofa.data.task import Task
+from ofa.decoder.view import Decoder
 from ofa.models import Source
+from ofa.passes.own_layers import token_states
+from ofa_kernels import mix, step_ratio
 
 METHODS = ("zero-shot", "icl", "ln-tuning", "ofa")
 SOURCE = Source("tiny", "test", "0" * 64)
@@ -60,6 +67,19 @@ def test_whatever_decides_a_number_makes_another_cell(pool):
     assert len({p.digest for p in others}) == 3
     for name in row:
         assert Cell.of({**row, name: "another"}) != cell, name
+
+
+def test_cells_of_trained_norms_hold_j_and_h_at_test_texts(model, tokenizer, pool):
+    texts = [row["text"] for row in pool.test]
+    prompts = [pool.task.encode(tokenizer, text, 512).ids for text in texts]
+    batch = labelled(prompts, [[0]] * len(prompts), torch.device("cpu"))
+    found = terms_at(Setting(model, tokenizer, pool.task, pool.rows), texts)
+    sharp = ofa.sharpness(model, batch, 8, mix(0, 0)).value[1:].mean()
+    ratio = step_ratio(token_states(Decoder.of(model), batch).z)
+    assert found == pytest.approx({"sharpness": sharp.item(), "step_ratio": ratio.item()}, rel=1e-4)
+    rows = {cell.method: run_cell(model, tokenizer, pool, cell) for _, cell in planned(pool, seeds=[0])}
+    assert {method for method, row in rows.items() if found.keys() <= row.keys()} == {"ln-tuning", "ofa"}
+    assert rows["ofa"]["sharpness"] != pytest.approx(found["sharpness"], rel=1e-6), "of the raw model"
 
 
 def test_a_cell_gives_the_model_back_and_does_not_depend_on_what_ran_before(model, tokenizer, pool):
