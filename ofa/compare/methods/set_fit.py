@@ -21,7 +21,7 @@ from ofa.models import quiet
 if TYPE_CHECKING:
     from setfit import Trainer  # pyright: ignore[reportMissingImports]
 
-ITERATIONS = 20  # the paper's R
+ITERATIONS = 20  # pairs of each kind a shot
 # by which the processes of a run know each other
 PROCESSES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
@@ -30,7 +30,7 @@ class SetFit:
     """SetFit (Tunstall et al. 2022) by the package `setfit`, from all-MiniLM-L6-v2.
 
     Pairs of shots learn to be near each other within a class and apart otherwise; then a regression is fitted
-    on the shots' embeddings. Of each kind there are 20 pairs a shot, as in the paper: the package would take
+    on the shots' embeddings. Of each kind there are 20 pairs a shot: the package would take
     each pair once, which for a few shots are a handful of steps. All else is the package's default. Template,
     label words and protocol change nothing.
     """
