@@ -7,7 +7,7 @@ CHOICES = {
     "ratio_form": ("plain", "log"),
     "trace_form": ("plain", "positive", "relative"),
     "p_norm": ("own", "attention"),
-    "trained_norms": ("all", "p", "attention", "upper"),
+    "trained_norms": ("all", "p", "attention"),
     "lambda_schedule": ("constant", "decaying"),
     "lambda_scale": ("loss", "gradient"),
 }
@@ -29,8 +29,8 @@ class Ablation:
             which no gradient goes through.
         first_layer: J and H begin at this layer.
         p_norm: P has the γ of the family's `"own"` norm, or of the one before `"attention"`.
-        trained_norms: `"all"`, those of the family's P (`"p"`), those before `"attention"`, or those of the
-            `"upper"` half of the layers and the final one.
+        trained_norms: `"all"`, those of the family's P (`"p"`), or those before `"attention"`; the final norm
+            is none of the last two.
         lambda_schedule: both λ stay `"constant"`, or are `"decaying"` to 0 along half a cosine.
         lambda_scale: a λ is the weight of its term in the `"loss"`, or the length of the term's `"gradient"`
             over that of the cross-entropy's at every step. Then the loss in a history is still the sum.

@@ -120,6 +120,8 @@ class OFAConfig:
         loss_over: what the cross-entropy is over: the `"vocabulary"`, or the `"labels"`: the tokens of the
             label words alone, which are what is scored. Where a word has several tokens, it is over the
             vocabulary in any case, as the scores of whole words are.
+        trained_depth: the share of the layers, counted from the last, whose norms are trained; at least one
+            layer. The final norm always is.
     """
 
     lambda_step: float = 1e-2
@@ -135,6 +137,7 @@ class OFAConfig:
     cuda_graph: bool | None = None
     ablation: Ablation = AS_IT_IS
     loss_over: str = VOCABULARY
+    trained_depth: float = 1.0
 
     @classmethod
     def paper_code(cls, seed: int = 0) -> "OFAConfig":
@@ -172,6 +175,8 @@ class OFAConfig:
         if not isinstance(self.ablation, Ablation):
             raise ValueError(f"ablation must be an ofa.ablation.Ablation, got {self.ablation!r}")
         check_loss_over(self.loss_over)
+        if not 0 < self.trained_depth <= 1:
+            raise ValueError(f"trained_depth must be above 0 and at most 1, got {self.trained_depth}")
         if self.terms == "paper_code":
             self.refuse_ablation()
             if self.loss_over != VOCABULARY:

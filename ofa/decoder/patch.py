@@ -83,8 +83,14 @@ class PatchReport:
             if parameter.requires_grad and id(parameter) not in gammas:
                 self._flags.append((parameter, True))
                 parameter.requires_grad_(False)
-        for norm in self.norms:
-            norm.module.weight.requires_grad_(True)
+        self.train_only(torch.ones(len(self.norms), dtype=torch.bool))
+
+    def train_only(self, trained: Tensor) -> list[nn.Parameter]:
+        """Let the γ of these norms, [norms] bool, need gradients and the others not; returns the former."""
+        weights = [norm.module.weight for norm in self.norms]
+        for weight, is_trained in zip(weights, trained.tolist(), strict=True):
+            weight.requires_grad_(is_trained)
+        return [weight for weight in weights if weight.requires_grad]
 
     def __str__(self) -> str:
         header = ("norm", "size", "weight", "role", "count")

@@ -114,16 +114,15 @@ class Decoder:
                 yield f"{family.layers}.{i}.{name}", family.role(name), norm
         yield family.final, family.role(family.final), active_norm(self.final_norm)
 
-    def norms_among(self, which: str) -> Tensor | None:
-        """[norms] bool, which of the norms are meant by `Ablation.trained_norms`; None for all."""
-        if which == "all":
-            return None
-        family, n_roles = self.family, len(self.family.roles)
-        if which == "upper":
-            lower = len(self.layers) // 2 * n_roles
-            return torch.arange(len(self.layers) * n_roles + 1) >= lower
-        wanted = family.preconditioner if which == "p" else family.before_attention
-        return torch.tensor([*(name == wanted for _ in self.layers for name in family.roles), False])
+    def trained_norms(self, depth: float, which: str = "all") -> Tensor:
+        """[norms] bool, those meant by `OFAConfig.trained_depth` and `Ablation.trained_norms`."""
+        family, n_layers = self.family, len(self.layers)
+        first = n_layers - max(1, round(depth * n_layers))
+        wanted = set(family.roles)
+        if which != "all":
+            wanted = {family.preconditioner if which == "p" else family.before_attention}
+        of_layers = [i >= first and name in wanted for i in range(n_layers) for name in family.roles]
+        return torch.tensor([*of_layers, which == "all"])
 
     def with_preconditioner(self, which: str) -> "Decoder":
         """The view in which P belongs to the norm that `Ablation.p_norm` means."""

@@ -18,21 +18,20 @@ from ofa.passes.fast import why_not_stacked
 from ofa.train.job import Job, JobResult
 
 
-def _trained(decoder: Decoder, ablation: Ablation) -> Tensor | None:
-    """A course's `trained`.
-
-    Raises:
-        ValueError: the ablation doesn't fit the model.
-    """
+def _check_fits(decoder: Decoder, ablation: Ablation) -> None:
+    """Raise ValueError if the ablation doesn't fit the model."""
     n_layers = len(decoder.layers)
-    if ablation == AS_IT_IS:
-        return None
     if ablation.first_layer >= n_layers:
         raise ValueError(
             f"first_layer must be below the model's {n_layers} layers, got {ablation.first_layer}"
         )
     decoder.with_preconditioner(ablation.p_norm)  # refused here where there is none
-    return decoder.norms_among(ablation.trained_norms)
+
+
+def _trained(decoder: Decoder, config: OFAConfig) -> Tensor | None:
+    """A course's `trained`."""
+    trained = decoder.trained_norms(config.trained_depth, config.ablation.trained_norms)
+    return None if trained.all() else trained
 
 
 @dataclass(eq=False)  # two jobs that are equal are two jobs
@@ -78,6 +77,8 @@ class Course:
         check_terms(decoder, config)
         if not stacked:
             config.refuse_ablation()
+        if config.ablation != AS_IT_IS:
+            _check_fits(decoder, config.ablation)
         if not stacked and config.lambda_sharp != 0:
             check_derivatives(decoder.lm, own_layers=config.terms == "formulas")
         schedule = config.schedule(job.max_steps)
@@ -86,7 +87,7 @@ class Course:
         )
         decoder.check_attention(max(examples.lengths))
         shares_passes = stacked and config.terms == "formulas"
-        return cls(job, examples, steps, shares_passes, _trained(decoder, config.ablation))
+        return cls(job, examples, steps, shares_passes, _trained(decoder, config))
 
     @property
     def step(self) -> int:

@@ -111,7 +111,7 @@ def fit(
     was_training = lm.training
     lm.eval()
     try:
-        weights = [norm.module.weight for norm in report.norms]
+        weights = report.train_only(decoder.trained_norms(cfg.trained_depth))
         if _captures(decoder, cfg, examples.lengths):
             host = partial(examples.batch, device=torch.device("cpu"))
             step = Captured(weights, loss, host, cfg, CudaGraphs(decoder.device))
@@ -120,10 +120,12 @@ def fit(
         kept = None
         if checkpoint is not None:
             of_classes = task.target_ids(tokenizer)
-            run = digest([cfg.settings(), asdict(task), list(shots), of_classes, str(lm.dtype)], weights)
+            settings = [cfg.settings(), asdict(task), list(shots), of_classes, str(lm.dtype)]
+            run = digest(settings, [norm.module.weight for norm in report.norms])
             kept = Checkpoint(Path(checkpoint), run)
         result = train(step, cfg.schedule(max_steps).steps(len(shots)), progress, kept)
     finally:
+        patch_model(model)  # all train again
         lm.train(was_training)
     result.n_truncated = examples.n_truncated
     return result

@@ -24,9 +24,9 @@ class OFATrainer(Trainer):
     Args:
         model: a causal language model of a supported family.
         args: `transformers`' arguments; columns are never removed.
-        ofa_config: weights, probes and what the loss is over; None for those of the default method. Learning
-            rate, epochs and batch size come from `args`, and the probes of a step from the seed
-            mix(ofa_config.seed, step).
+        ofa_config: weights, probes, what the loss is over and which norms are trained; None for those of the
+            default method. Learning rate, epochs and batch size come from `args`, and the probes of a step
+            from the seed mix(ofa_config.seed, step).
         kwargs: as for `Trainer`.
 
     Raises:
@@ -50,10 +50,14 @@ class OFATrainer(Trainer):
                 "cuda_graph=True, but Trainer takes its steps itself, and they can't be captured; leave it "
                 "out, or use ofa.fit"
             )
-        patch_model(model)
         self.ofa_config = ofa_config or METHODS[DEFAULT_METHOD]
+        self._patch(model)
         self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = False  # the loss is a batch's mean
         self._terms: dict[str, list[float]] = {}
+
+    def _patch(self, model: nn.Module) -> None:
+        """Put the norms in, and let those train that are to be trained."""
+        patch_model(model).train_only(Decoder.of(model).trained_norms(self.ofa_config.trained_depth))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """CE + λ_J J + λ_H H; in evaluation also the prediction tokens' logits [B, V]."""
@@ -94,7 +98,9 @@ class OFATrainer(Trainer):
         torch.save(self.args, os.path.join(folder, "training_args.bin"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_adapter(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
+        lm = self.accelerator.unwrap_model(model or self.model)
+        load_adapter(lm, resume_from_checkpoint)
+        self._patch(lm)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint

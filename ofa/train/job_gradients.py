@@ -102,6 +102,8 @@ def own_passes(model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
             passes = passes_of(model, course.examples, course.job.config)(course.step, course.rows)
             terms, of_norms = summed(passes, weights)
             total[:, a] = torch.stack([gradient.to(total.device) for gradient in of_norms])
+            if course.trained is not None:
+                total[~course.trained, a] = 0
             values.append(terms)
         return values, total
 

@@ -68,7 +68,10 @@ class NormTuning:
         report = patch_model(setting.model)
         try:
             set_gammas(setting.model, gammas)
-            yield self._fitted(setting, report.n_trainable, n_steps)
+            options = self.options
+            which = setting.decoder.trained_norms(options.trained_depth, options.ablation.trained_norms)
+            n_trainable = sum(weight.numel() for weight in report.train_only(which))
+            yield self._fitted(setting, n_trainable, n_steps)
         finally:
             report.undo()
 

@@ -12,7 +12,9 @@ ABLATION = [
     *("label_smoothing", "ratio_form", "trace_form", "first_layer", "p_norm"),
     *("trained_norms", "lambda_schedule", "lambda_scale", "pull"),
 ]
-OF_NORM_TUNING = ["lambda_step", "lambda_sharp", "n_probes", "sharpness_every", *TRAINING]
+OF_NORM_TUNING = [
+    *("lambda_step", "lambda_sharp", "n_probes", "sharpness_every", *TRAINING, "trained_depth"),
+]
 
 
 def test_every_method_has_the_numeric_options_of_its_own():

@@ -1,5 +1,7 @@
 """One view of every family: its parts are the model's own, and together they are the model."""
 
+from functools import partial
+
 import peft
 import pytest
 import torch
@@ -54,22 +56,23 @@ def test_what_is_no_supported_model_is_named(call):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_norms_are_chosen_by_their_role(family):
+def test_norms_are_chosen_by_their_layer_and_role(family):
     decoder = Decoder.of(build(family))
     roles = [role for _, role, _ in decoder.named_norms()]
-    assert decoder.norms_among("all") is None and decoder.with_preconditioner("own") is decoder
+    assert decoder.trained_norms(1.0).all() and decoder.with_preconditioner("own") is decoder
     of_p = [role == decoder.family.role(decoder.family.preconditioner) for role in roles]
-    assert decoder.norms_among("p").tolist() == of_p and sum(of_p) == len(decoder.layers)
-    upper, per_layer = decoder.norms_among("upper").tolist(), (len(roles) - 1) // len(decoder.layers)
+    assert decoder.trained_norms(1.0, "p").tolist() == of_p and sum(of_p) == len(decoder.layers)
+    upper, per_layer = decoder.trained_norms(0.5).tolist(), (len(roles) - 1) // len(decoder.layers)
     lower = len(decoder.layers) // 2 * per_layer
     assert upper == [False] * lower + [True] * (len(roles) - lower)
+    assert decoder.trained_norms(0.5, "p").tolist() == [False] * lower + of_p[lower:]
     if family == "olmo2":
-        for ask in (decoder.norms_among, decoder.with_preconditioner):
+        for ask in (partial(decoder.trained_norms, 1.0), decoder.with_preconditioner):
             with pytest.raises(ValueError, match="no norm stands before attention; there are post_attention"):
                 ask("attention")
         return
     before = [role.startswith("before attention") for role in roles]
-    assert decoder.norms_among("attention").tolist() == before and sum(before) == len(decoder.layers)
+    assert decoder.trained_norms(1.0, "attention").tolist() == before and sum(before) == len(decoder.layers)
     other, z = decoder.with_preconditioner("attention"), torch.randn(2, decoder.config.hidden_size).double()
     assert other.lm is decoder.lm
     layer = decoder.layers[1]

@@ -14,8 +14,16 @@ WHOLE = Task("words", TEMPLATE, ("very good", "bad"), whole_words=True)
 
 JOBS = [
     Job(PLAIN, SHOTS, OFAConfig(0.1, 0.05, epochs=3, batch_size=2, lr=1e-2)),
-    Job(OTHER, SHOTS[:3], OFAConfig(0.0, 0.0, epochs=2, batch_size=None, lr=3e-2, weight_decay=0.1)),
-    Job(WHOLE, SHOTS[1:], OFAConfig(0.3, 0.2, n_probes=2, seed=4, epochs=2, batch_size=3, lr=5e-3)),
+    Job(
+        OTHER,
+        SHOTS[:3],
+        OFAConfig(0.0, 0.0, epochs=2, batch_size=None, lr=3e-2, weight_decay=0.1, trained_depth=0.5),
+    ),
+    Job(
+        WHOLE,
+        SHOTS[1:],
+        OFAConfig(0.3, 0.2, n_probes=2, seed=4, epochs=2, batch_size=3, lr=5e-3, trained_depth=0.1),
+    ),
     Job(
         PLAIN,
         SHOTS[2:],

@@ -29,7 +29,7 @@ ABLATIONS = [
     Ablation(trace_form="positive", p_norm="attention"),
     Ablation(trace_form="relative", lambda_scale="gradient"),
     Ablation(trained_norms="p", pull=0.5),
-    Ablation(trained_norms="upper", lambda_schedule="decaying"),
+    Ablation(lambda_schedule="decaying"),
     Ablation(trained_norms="attention", lambda_scale="gradient", lambda_schedule="decaying"),
 ]
 
@@ -107,7 +107,6 @@ def test_lengths_are_of_what_is_trained(tokenizer):
     [
         ("p", lambda name: "post_attention" in name),
         ("attention", lambda name: "input_layernorm" in name),
-        ("upper", lambda name: name == "norm" or int(name.split(".")[1]) >= 1),
     ],
 )
 def test_only_the_chosen_norms_are_trained(tokenizer, which, wanted):

@@ -28,6 +28,7 @@ CONFIGS = {
     "four probes": replace(OFA, n_probes=4, weight_decay=0.3),
     "sharpness at times": replace(OFA, sharpness_every=3),
     "over labels": replace(OFA, loss_over="labels"),
+    "upper half": replace(OFA, trained_depth=0.5, weight_decay=0.3),
     "one example": replace(OFA, batch_size=1, epochs=4, weight_decay=0.0),
     "all examples": replace(OFA, batch_size=None, epochs=25),
 }
