@@ -10,7 +10,9 @@ search() {
     ofa compare --data "$data" --dtype float32 --test-items 400 --out results/tuning "$@"
 }
 
-# one draw of six tasks for everything
+# one draw of six tasks for everything, then more for what was ahead
 search --tasks sms,irony,offensive,airline,tweets,snips --seeds 100-100 --methods @results/tuning/round-1.txt
+search --tasks all --seeds 101-101 --methods @results/tuning/round-2.txt
+search --tasks all --seeds 100-102 --methods @results/tuning/round-3.txt
 
 python -m tools.ablation results/tuning --against "$against" --write docs/ablation.md
