@@ -125,7 +125,7 @@ def fit(
             kept = Checkpoint(Path(checkpoint), run)
         result = train(step, cfg.schedule(max_steps).steps(len(shots)), progress, kept)
     finally:
-        patch_model(model)  # all train again
+        report.train_only(decoder.trained_norms(1.0))
         lm.train(was_training)
     result.n_truncated = examples.n_truncated
     return result

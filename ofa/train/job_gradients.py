@@ -94,16 +94,15 @@ def own_passes(model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
     """Gradients from passes of one job after the other, whose γ is put into the model."""
 
     def gradients(courses: Sequence[Course], gammas: Tensor) -> tuple[list[Values], Tensor]:
-        total, values = torch.empty_like(gammas), []
+        total, values = torch.zeros_like(gammas), []
         for a, course in enumerate(courses):
             with torch.no_grad():
                 for weight, gamma in zip(weights, gammas[:, a], strict=True):
                     weight.copy_(gamma)
             passes = passes_of(model, course.examples, course.job.config)(course.step, course.rows)
-            terms, of_norms = summed(passes, weights)
-            total[:, a] = torch.stack([gradient.to(total.device) for gradient in of_norms])
-            if course.trained is not None:
-                total[~course.trained, a] = 0
+            trained = [i for i in range(len(weights)) if course.trained is None or course.trained[i]]
+            terms, of_norms = summed(passes, [weights[i] for i in trained])
+            total[trained, a] = torch.stack([gradient.to(total.device) for gradient in of_norms])
             values.append(terms)
         return values, total
 

@@ -70,7 +70,8 @@ class NormTuning:
             set_gammas(setting.model, gammas)
             options = self.options
             which = setting.decoder.trained_norms(options.trained_depth, options.ablation.trained_norms)
-            n_trainable = sum(weight.numel() for weight in report.train_only(which))
+            sizes = [norm.module.weight.numel() for norm in report.norms]
+            n_trainable = int(torch.tensor(sizes)[which].sum())
             yield self._fitted(setting, n_trainable, n_steps)
         finally:
             report.undo()

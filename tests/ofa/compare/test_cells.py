@@ -82,6 +82,15 @@ def test_cells_of_trained_norms_hold_j_and_h_at_test_texts(model, tokenizer, poo
     assert rows["ofa"]["sharpness"] != pytest.approx(found["sharpness"], rel=1e-6), "of the raw model"
 
 
+def test_cells_say_how_many_numbers_were_trained(model, tokenizer, pool):
+    names = [f"ln-tuning{options}" for options in ("", ":trained_depth=0.5", ":trained_norms=p")]
+    cells = [cell for _, cell in planned(pool, methods=names, seeds=[0])]
+    found = [run_cell(model, tokenizer, pool, cell)["n_trainable"] for cell in cells]
+    n_layers, size = len(model.model.layers), model.model.norm.weight.numel()
+    upper = n_layers - n_layers // 2
+    assert found == [(2 * n_layers + 1) * size, (2 * upper + 1) * size, n_layers * size]
+
+
 def test_a_cell_gives_the_model_back_and_does_not_depend_on_what_ran_before(model, tokenizer, pool):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     cells = [cell for _, cell in planned(pool, seeds=[3])]

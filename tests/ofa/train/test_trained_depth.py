@@ -87,17 +87,16 @@ def test_nothing_is_kept_for_the_backward_pass_below(tokenizer):
 
 def test_afterwards_all_are_trained_again(tokenizer, tmp_path):
     model = build_llama()
+    norms = ofa.patch_model(model).norms  # to ask for them again would itself let all train
     fit(model, tokenizer, replace(CONFIG, trained_depth=0.5), tmp_path)
-    assert all(norm.module.weight.requires_grad for norm in ofa.patch_model(model).norms)
-    start = gammas(model)
-    fit(model, tokenizer, CONFIG, tmp_path)
-    assert all(moved(start, gammas(model)))
+    assert all(norm.module.weight.requires_grad for norm in norms)
 
 
 def test_the_others_decide_a_checkpoint_too(tokenizer, tmp_path):
     """γ that is not trained is part of the model that is adapted."""
     config, path = replace(CONFIG, trained_depth=0.5), tmp_path / "run.safetensors"
     ofa.fit(build_llama(), tokenizer, PLAIN, SHOTS, config, False, max_steps=2, checkpoint=path)
+    ofa.fit(build_llama(), tokenizer, PLAIN, SHOTS, config, False, max_steps=3, checkpoint=path)
     other = build_llama()
     ofa.patch_model(other).norms[0].module.weight.data.mul_(2)
     with pytest.raises(CheckpointError):
